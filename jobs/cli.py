@@ -1,0 +1,41 @@
+"""What every command shares: options from a frozen dataclass, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+from models.errors import UserError
+
+Options = TypeVar("Options")
+
+
+def run(options_type: type[Options], main: Callable[[Options], None], arguments: list[str] | None = None) -> int:
+    """Parse `arguments` (default: the command line) into `options_type`, call `main`, return the exit code.
+
+    What the user can get wrong ends as one line on stderr and code 1 (2 from the option parser); a bug of ours
+    keeps its traceback. `SPLATCATS_TRACEBACK=1` shows the traceback of user errors too.
+    """
+    try:
+        main(tyro.cli(options_type, args=arguments, description=sys.modules[options_type.__module__].__doc__))
+    except (UserError, OSError) as error:
+        if os.environ.get("SPLATCATS_TRACEBACK"):
+            raise
+        print(f"error: {describe(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def describe(error: Exception) -> str:
+    """One line that names what failed, for a UserError or an operating system's error."""
+    if isinstance(error, OSError) and error.strerror:
+        where = f" {error.filename!s}" if error.filename else ""
+        return f"{error.strerror}:{where}" if where else error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,16 @@
+"""The one exception for what a user can get wrong; everything else that fails is a bug of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave; its text is one line that names the thing and the remedy."""
+
+
+def check_name(kind: str, name: str, known: Collection[str]) -> str:
+    """Return `name` if it is one of `known`; else raise a UserError that lists the known names."""
+    if name not in known:
+        raise UserError(f"unknown {kind} {name!r}; known: {', '.join(sorted(known))}")
+    return name

@@ -1,0 +1,240 @@
+"""Draw splat fields as pixels, at any height x width, whole or any region: the one entry, and its torch reference.
+
+    w_i = exp(d_i - 4 q_i) * window(row offset) * window(column offset)
+    colour(pixel) = sum_i w_i kernel(q_i) c_i / sum_i w_i      over the splats i of the 3x3 patches around the pixel
+
+The sums are evaluated tile by tile, one tile being some pixel rows of one row of patches, so memory beyond the output
+does not grow with the picture. On CUDA `models.rasterize_triton` evaluates the same tiles in one kernel.
+
+Shape suffixes as in `models.splats`; T is the most pixels that any patch has along an axis, C the 3 channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from models.errors import UserError, check_name
+from models.kernels import DRAWABLE, FALLOFF, KERNELS, log_window
+from models.splats import DEPTH_MAX, PARAMETERS
+
+Region = tuple[float, float, float, float]
+WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
+VIEWS = ("colour", "blobs", "depth", "patches")
+
+# Fewer pixels than this along a patch is below native resolution: several splats fall on a pixel, so draw finer
+# and average.
+NATIVE_PIXELS = 8
+BLOB_SCALE = 7.0
+# Splat-pixel pairs evaluated at once: cache-sized bands on the CPU, enough to fill the device on CUDA.
+PAIRS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Pixel centres along one axis: which patch each lies in, and where, in patches from that patch's low edge."""
+
+    home: Tensor  # int64 [pixels], ascending
+    offset: Tensor  # [pixels], in [0, 1]
+    patches: int
+
+    @staticmethod
+    def of(pixels: int, start: float, stop: float, patches: int, like: Tensor) -> Axis:
+        """Centres of `pixels` pixels that span the fractions start..stop of an axis of `patches` patches."""
+        # float64: at 65,536 pixels a float32 position would be off by a visible part of a pixel.
+        centre = (torch.arange(pixels, dtype=torch.float64) + 0.5) / pixels
+        position = (start + centre * (stop - start)) * patches
+        home = position.floor().clamp(0, patches - 1)
+        return Axis(home.long().to(like.device), (position - home).to(like), patches)
+
+    def slice(self, start: int, stop: int) -> Axis:
+        """The same axis for pixels start..stop only."""
+        return Axis(self.home[start:stop], self.offset[start:stop], self.patches)
+
+
+def rasterize(
+    field: Tensor,
+    height: int,
+    width: int,
+    *,
+    region: Region = WHOLE,
+    kernel: str = "wavelet",
+    neighbourhood: int = 3,
+    view: str = "colour",
+) -> Tensor:
+    """Draw a splat field [B, H, W, K, P] as pictures [B, 3, height, width] in [-1, 1], not clamped.
+
+    `region` is the part drawn, (x0, y0, x1, y1) in fractions of the picture; pixels are sampled at their centres, and
+    averaged over finer samples along an axis with fewer than NATIVE_PIXELS pixels a patch. `neighbourhood` 3 blends the
+    splats of the 3x3 patches around a pixel, 1 only those of its own patch (the seams show). `view` replaces the picture
+    by a look inside: `blobs`, every splat a round dot at its mean; `depth`; `patches`, the picture under the patch grid.
+
+    Differentiable in `field`; pure. Raises UserError for a size, region, kernel, neighbourhood or view that cannot be.
+    """
+    check_name("kernel", kernel, DRAWABLE if view != "colour" else KERNELS)
+    check_name("view", view, VIEWS)
+    if height < 1 or width < 1:
+        raise UserError(f"size {width}x{height} is not drawable; both sides must be at least 1 pixel")
+    if neighbourhood not in (1, 3):
+        raise UserError(
+            f"neighbourhood {neighbourhood} is not known; choose 3 (blended patches) or 1 (separate patches)"
+        )
+    x0, y0, x1, y1 = region
+    if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+        raise UserError(
+            f"region {region} is not inside the picture; give fractions 0 <= x0 < x1 <= 1, 0 <= y0 < y1 <= 1"
+        )
+    batch, rows, columns, _, parameters = field.shape
+    assert parameters == len(PARAMETERS)
+
+    fine_y = max(1, math.ceil(NATIVE_PIXELS * rows * (y1 - y0) / height - 1e-9))
+    fine_x = max(1, math.ceil(NATIVE_PIXELS * columns * (x1 - x0) / width - 1e-9))
+    axis_y = Axis.of(height * fine_y, y0, y1, rows, field)
+    axis_x = Axis.of(width * fine_x, x0, x1, columns, field)
+    if view == "blobs":
+        field, kernel = _as_blobs(field), "gaussian"
+    elif view == "depth":
+        field, kernel = _as_depth(field), "constant"
+
+    # Bands of whole output pixels, so that the finer samples of one band are averaged before the next is drawn.
+    band = max(1, (1 << 22) // (batch * width * fine_x * fine_y)) if fine_y * fine_x > 1 else height
+    bands = []
+    for top in range(0, height, band):
+        part = axis_y.slice(top * fine_y, min(top + band, height) * fine_y)
+        image = _draw(field, part, axis_x, kernel, neighbourhood)
+        bands.append(F.avg_pool2d(image, (fine_y, fine_x)) if fine_y * fine_x > 1 else image)
+    image = torch.cat(bands, dim=2) if len(bands) > 1 else bands[0]
+
+    if view == "blobs":
+        image = image - 1.0
+    elif view == "patches":
+        image = _with_grid(
+            image, Axis.of(height, y0, y1, rows, field), Axis.of(width, x0, x1, columns, field)
+        )
+    return image
+
+
+def to_uint8(image: Tensor) -> Tensor:
+    """Pictures [B, 3, Y, X] in [-1, 1] as uint8 [B, Y, X, 3], clamped and rounded."""
+    return ((image.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _draw(field: Tensor, axis_y: Axis, axis_x: Axis, kernel: str, neighbourhood: int) -> Tensor:
+    """The torch reference: samples [B, C, Y, X] at the crossings of two axes."""
+    near = _neighbours(field, neighbourhood)
+    batch, rows, columns, reach, _ = near.shape
+    home_x, offset_x = _padded_tiles(axis_x)
+    budget = PAIRS_AT_ONCE["cuda" if field.is_cuda else "cpu"]
+    row_pairs = offset_x.numel() * reach
+    pictures = max(1, min(batch, budget // row_pairs))
+    lines = max(1, budget // (row_pairs * pictures))
+    window_x = _windows(offset_x, torch.arange(columns, device=field.device), columns, neighbourhood)
+
+    strips = []
+    for row, count in zip(
+        *(x.tolist() for x in torch.unique_consecutive(axis_y.home, return_counts=True)), strict=True
+    ):
+        begin = int(torch.searchsorted(axis_y.home, row))
+        for offset_y in axis_y.offset[begin : begin + count].split(lines):
+            window_y = _windows(offset_y, torch.tensor(row, device=field.device), rows, neighbourhood)
+            tiles = []
+            for splats in near[:, row].split(pictures):
+                arguments = (splats, offset_y, offset_x, window_y, window_x, kernel)
+                # Recomputed in the backward pass: the pairs of one tile are all that is ever held.
+                recompute = torch.is_grad_enabled() and field.requires_grad
+                tiles.append(
+                    checkpoint(_tile, *arguments, use_reentrant=False) if recompute else _tile(*arguments)
+                )
+            strips.append(torch.cat(tiles).flatten(3, 4)[..., home_x])
+    return torch.cat(strips, dim=2)
+
+
+def _tile(
+    splats: Tensor, offset_y: Tensor, offset_x: Tensor, window_y: Tensor, window_x: Tensor, kernel: str
+) -> Tensor:
+    """Blend the splats [B, W, N, P] that reach one row of patches at Y x (W, T) pixels: colours [B, C, Y, W, T]."""
+    u, v, kx, ky, rho, *_, depth = splats.unbind(-1)  # [B, W, N] each
+    reach = u.shape[-1]
+    x = kx[:, :, None] * (offset_x[:, :, None] - u[:, :, None])  # [B, W, T, N]
+    y = ky[:, :, None] * (offset_y[:, None] - v[:, :, None])  # [B, W, Y, N]
+    per_splat = window_x.shape[-1] ** 2
+    over_x = (
+        window_x[:, :, None, :, None].expand(-1, -1, window_x.shape[-1], -1, reach // per_splat).flatten(2)
+    )
+    over_y = window_y[:, :, None, None].expand(-1, -1, window_y.shape[-1], reach // per_splat).flatten(1)
+    q = (
+        (x * x)[:, :, None]
+        + (y * y)[:, :, :, None]
+        + (2.0 * rho[:, :, None] * x)[:, :, None] * y[:, :, :, None]
+    )
+    logits = (depth[:, :, None] + over_y)[:, :, :, None] + over_x[:, None] - FALLOFF * q  # [B, W, Y, T, N]
+    # softmax subtracts the largest logit, so a pixel far from everything still takes its nearest splats' colour.
+    amounts = torch.softmax(logits, dim=-1) * DRAWABLE[kernel](q)
+    colour = amounts.flatten(2, 3) @ splats[..., 5:8]  # [B, W, Y T, C]
+    return colour.unflatten(2, (len(offset_y), -1)).permute(0, 4, 2, 1, 3)
+
+
+def _neighbours(field: Tensor, neighbourhood: int) -> Tensor:
+    """The splats that reach each patch [B, H, W, N, P], means relative to that patch; zeros beyond the picture."""
+    margin = neighbourhood // 2
+    padded = F.pad(field, (0, 0, 0, 0, margin, margin, margin, margin))
+    near = padded.unfold(1, neighbourhood, 1).unfold(2, neighbourhood, 1).permute(0, 1, 2, 5, 6, 3, 4)
+    step = torch.arange(neighbourhood, device=field.device, dtype=field.dtype) - margin
+    shift = field.new_zeros(neighbourhood, neighbourhood, 1, len(PARAMETERS))
+    shift[..., 0] = step[None, :, None]
+    shift[..., 1] = step[:, None, None]
+    return (near + shift).flatten(3, 5)
+
+
+def _padded_tiles(axis: Axis) -> tuple[Tensor, Tensor]:
+    """Group an axis by patch, padded to the most pixels T of any: (tile index of each pixel, offsets [patches, T])."""
+    count = torch.bincount(axis.home, minlength=axis.patches)
+    most = int(count.max())
+    rank = torch.arange(len(axis.home), device=axis.home.device) - (count.cumsum(0) - count)[axis.home]
+    index = axis.home * most + rank
+    offset = axis.offset.new_zeros(axis.patches * most)
+    offset[index] = axis.offset
+    return index, offset.view(axis.patches, most)
+
+
+def _windows(offset: Tensor, home: Tensor, patches: int, neighbourhood: int) -> Tensor:
+    """Log window of each neighbour along an axis at `offset` [..., T] of patch `home` [...]: [..., T, neighbourhood].
+
+    Minus infinity for neighbours beyond the picture; 0 for a neighbourhood of 1, which has no window.
+    """
+    step = torch.arange(neighbourhood, device=offset.device) - neighbourhood // 2
+    if neighbourhood == 1:
+        return offset.new_zeros(*offset.shape, 1)
+    neighbour = home[..., None, None] + step
+    window = log_window(offset[..., None] - step)
+    return window.where((neighbour >= 0) & (neighbour < patches), -math.inf)
+
+
+def _as_blobs(field: Tensor) -> Tensor:
+    """Every splat a round dot of one size and depth; colours shifted so that nothing is black."""
+    u, v, _, _, _, r, g, b, _ = field.unbind(-1)
+    scale, zero = torch.full_like(u, BLOB_SCALE), torch.zeros_like(u)
+    return torch.stack([u, v, scale, scale, zero, r + 1.0, g + 1.0, b + 1.0, zero], dim=-1)
+
+
+def _as_depth(field: Tensor) -> Tensor:
+    """Colours replaced by grey from black (lowest depth) to white (highest)."""
+    grey = field[..., 8:] / DEPTH_MAX
+    return torch.cat([field[..., :5], grey, grey, grey, field[..., 8:]], dim=-1)
+
+
+def _with_grid(image: Tensor, axis_y: Axis, axis_x: Axis) -> Tensor:
+    """Lines of 1/64 patch, at least a pixel, on the borders between patches."""
+
+    def near_border(axis: Axis) -> Tensor:
+        pixels = int(torch.bincount(axis.home).max())
+        distance = torch.minimum(axis.offset, 1.0 - axis.offset)
+        return distance < max(1 / 128, 0.5 / pixels)
+
+    line = near_border(axis_y)[:, None] | near_border(axis_x)[None, :]
+    return torch.where(line, image.new_tensor(1.0), image)

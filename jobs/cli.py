@@ -14,9 +14,7 @@ from models.errors import UserError
 Options = TypeVar("Options")
 
 
-def run(
-    options_type: type[Options], main: Callable[[Options], None], arguments: list[str] | None = None
-) -> int:
+def run(options_type: type[Options], main: Callable[[Options], None], arguments: list[str] | None = None) -> int:
     """Parse `arguments` (default: the command line) into `options_type`, call `main`, return the exit code.
 
     What the user can get wrong ends as one line on stderr and code 1 (2 from the option parser); a bug of ours

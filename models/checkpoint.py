@@ -1,0 +1,107 @@
+"""Weights on disk: one safetensors file whose header holds the model's shape as JSON; nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from models.denoiser import Denoiser, DenoiserConfig
+from models.errors import UserError
+
+PRETRAINED = Path(__file__).parent / "pretrained" / "cats64.safetensors"
+FORMAT = "splatcats-weights/1"
+PRECISIONS = ("float32", "float16", "int8")
+# A matrix stored as int8 has its scales, one an output channel, beside it under this suffix.
+SCALE_SUFFIX = ".scale"
+
+
+def dump(state: dict[str, Tensor], config: DenoiserConfig, *, precision: str, about: dict[str, Any]) -> bytes:
+    """Serialise weights; `about` is free JSON for the reader (recipe, data, steps). Deterministic."""
+    assert precision in PRECISIONS
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().float().contiguous()
+        if precision == "int8" and tensor.ndim == 2:
+            tensors[name], tensors[name + SCALE_SUFFIX] = quantise(tensor)
+        else:
+            tensors[name] = tensor.half() if precision == "float16" else tensor
+    header = {"format": FORMAT, "config": json.dumps(asdict(config)), "about": json.dumps(about)}
+    return save_tensors(tensors, metadata=header)
+
+
+def quantise(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Round a matrix [out, in] to int8 with one scale an output channel [out]: matrix = int8 * scale."""
+    scale = matrix.abs().amax(dim=1).clamp(min=1e-12) / 127.0
+    return (matrix / scale[:, None]).round().to(torch.int8), scale
+
+
+def parse(data: bytes, name: str) -> Denoiser:
+    """Rebuild the float32 denoiser, in evaluation mode, from `dump`'s bytes. `name` is what errors call the file."""
+    header = read_header(data, name)
+    try:
+        config = DenoiserConfig(**json.loads(header["config"]))
+        tensors = load_tensors(data)
+    except (SafetensorError, TypeError, ValueError, KeyError) as error:
+        raise UserError(f"weights {name} cannot be read: {error}; give a file made by jobs.train") from None
+    state = {
+        key: tensor.float() * tensors[key + SCALE_SUFFIX][:, None] if tensor.dtype == torch.int8 else tensor.float()
+        for key, tensor in tensors.items()
+        if not key.endswith(SCALE_SUFFIX)
+    }
+    denoiser = Denoiser(config)
+    expected = {key: tensor.shape for key, tensor in denoiser.state_dict().items()}
+    wrong = [key for key in sorted(expected.keys() | state.keys()) if key not in state or key not in expected]
+    wrong += [key for key in expected.keys() & state.keys() if state[key].shape != expected[key]]
+    if wrong:
+        raise UserError(
+            f"weights {name} do not fit the model their header describes: {len(wrong)} tensors differ, "
+            f"the first is {wrong[0]}; give a file made by jobs.train"
+        )
+    denoiser.load_state_dict(state)
+    return denoiser.eval().requires_grad_(False)
+
+
+def read_header(data: bytes, name: str) -> dict[str, str]:
+    """The JSON header of serialised weights. Raises UserError where it is not one of ours."""
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (ValueError, AttributeError):
+        raise UserError(f"weights {name} are not a safetensors file; give one made by jobs.train") from None
+    if header.get("format") != FORMAT:
+        found = header.get("format", "nothing")
+        raise UserError(
+            f"weights {name} name {found!r} as their format, not {FORMAT!r}; give a file made by jobs.train"
+        )
+    return header
+
+
+def read(url: str | Path) -> bytes:
+    """The bytes of a weights file at a path or fsspec URL. Raises UserError when there is none."""
+    try:
+        with fsspec.open(str(url), "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise UserError(f"no weights at {url}; give --weights a file made by jobs.train") from None
+    except (IsADirectoryError, ImportError, ValueError) as error:
+        raise UserError(f"weights {url} cannot be opened: {error}") from None
+
+
+def load(url: str | Path) -> Denoiser:
+    """Read a denoiser from a path or fsspec URL. Raises UserError naming what is wrong with the file."""
+    return parse(read(url), str(url))
+
+
+def fingerprint(data: bytes) -> str:
+    """sha256 of serialised weights, in hexadecimal: what a plan records."""
+    return hashlib.sha256(data).hexdigest()

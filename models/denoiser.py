@@ -1,0 +1,88 @@
+"""The denoiser: noisy picture and time -> splat field of the clean picture (x-prediction through a rasterizer)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.errors import check_name
+from models.kernels import KERNELS
+from models.rasterize import WHOLE, Region, rasterize
+from models.splats import PARAMETERS, activate, initial_raw
+from models.transformer import PatchTransformer
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Shape of a denoiser; stored with its weights."""
+
+    rows: int = 8  # patches down
+    columns: int = 8  # patches across
+    patch: int = 8  # pixels along a patch, at the resolution the model works at
+    splats_per_patch: int = 16
+    kernel: str = "wavelet"
+    neighbourhood: int = 3
+    width: int = 384
+    blocks: int = 16
+    heads: int = 6
+
+    def __post_init__(self) -> None:
+        check_name("kernel", self.kernel, KERNELS)
+        assert self.width % (4 * self.heads) == 0
+
+    @property
+    def height_pixels(self) -> int:
+        """Height of the pictures the model denoises."""
+        return self.rows * self.patch
+
+    @property
+    def width_pixels(self) -> int:
+        """Width of the pictures the model denoises."""
+        return self.columns * self.patch
+
+
+class Denoiser(nn.Module):
+    """Patch transformer with a splat head: sixteen splats from the final token of every patch."""
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = PatchTransformer(
+            rows=config.rows,
+            columns=config.columns,
+            inputs=3 * config.patch**2,
+            width=config.width,
+            blocks=config.blocks,
+            heads=config.heads,
+        )
+        self.head = nn.Linear(config.width, config.splats_per_patch * len(PARAMETERS))
+        nn.init.zeros_(self.head.weight)
+        with torch.no_grad():
+            self.head.bias.copy_(initial_raw(config.splats_per_patch).flatten())
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels of the pictures the model denoises."""
+        return self.config.height_pixels, self.config.width_pixels
+
+    def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
+        """Predict the clean picture's splat field [B, H, W, K, P] from z_t [B, 3, Y, X] and its times t [B].
+
+        On CUDA the backbone runs in bfloat16; the head always in float32, because a mean rounded to bfloat16 would
+        be off by a quarter of a pixel at 512 px.
+        """
+        config = self.config
+        tokens = noisy.unflatten(3, (config.columns, config.patch)).unflatten(2, (config.rows, config.patch))
+        tokens = tokens.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        with torch.autocast(noisy.device.type, torch.bfloat16, enabled=noisy.is_cuda):
+            features = self.backbone(tokens, t)
+        with torch.autocast(noisy.device.type, enabled=False):
+            raw = self.head(features.float())
+        return activate(raw.unflatten(2, (config.splats_per_patch, -1)).unflatten(1, (config.rows, config.columns)))
+
+    def draw(self, field: Tensor, height: int, width: int, region: Region = WHOLE) -> Tensor:
+        """Rasterize a field as this model was trained to be drawn: [B, 3, height, width]."""
+        config = self.config
+        return rasterize(field, height, width, region=region, kernel=config.kernel, neighbourhood=config.neighbourhood)

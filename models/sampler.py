@@ -1,0 +1,173 @@
+"""Un-lerp: solvers that turn noise into a cat.
+
+With z_t = t x + (1 - t) eps and a denoiser that predicts x from z_t, the probability-flow ODE is
+
+    dz/dt = (x(z, t) - z) / (1 - t)            from t = 0 (noise) to t = 1 (clean),
+
+whose exact solution over [s, t], with x(.) known along the way, is
+
+    z_t = (1 - t) (z_s / (1 - s) + integral_s^t x(r) / (1 - r)^2 dr).
+
+The first-order solver holds x constant, which is the plain un-lerp; the multistep ones extrapolate x from earlier
+calls. Every solver is one short generator over the same times; `steps` counts network calls for all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.denoiser import Denoiser
+from models.errors import UserError, check_name
+
+
+@dataclass(frozen=True)
+class Step:
+    """One network call of a rollout."""
+
+    t: float
+    noisy: Tensor  # [B, 3, Y, X], the state the network saw
+    field: Tensor  # [B, H, W, K, P], the splats it answered
+
+
+# (noisy, t) -> (splat field, the same drawn at the model's resolution: x)
+Denoise = Callable[[Tensor, float], tuple[Tensor, Tensor]]
+Solver = Callable[[Denoise, Tensor, int], Iterator[Step]]
+
+
+def unlerp(z: Tensor, x: Tensor, s: float, t: float) -> Tensor:
+    """Move from time s to t towards x: the exact step for a constant x."""
+    return z + (x - z) * ((t - s) / (1.0 - s))
+
+
+def uniform_times(intervals: int) -> list[float]:
+    """0 = t_0 < ... < t_n = 1, evenly spaced."""
+    return [i / intervals for i in range(intervals + 1)]
+
+
+def euler(denoise: Denoise, z: Tensor, steps: int) -> Iterator[Step]:
+    """The plain un-lerp, first order."""
+    times = uniform_times(steps)
+    for s, t in zip(times, times[1:], strict=False):
+        field, x = denoise(z, s)
+        yield Step(s, z, field)
+        z = unlerp(z, x, s, t)
+
+
+def heun(denoise: Denoise, z: Tensor, steps: int) -> Iterator[Step]:
+    """Second order, two calls an interval and one in the last (Karras et al., "EDM", 2022, algorithm 1)."""
+    times = uniform_times((steps + 1) // 2)
+    for s, t in zip(times, times[1:], strict=False):
+        field, x = denoise(z, s)
+        yield Step(s, z, field)
+        guess = unlerp(z, x, s, t)
+        if t < 1.0:
+            field, corrected = denoise(guess, t)
+            yield Step(t, guess, field)
+            slope = 0.5 * ((x - z) / (1.0 - s) + (corrected - guess) / (1.0 - t))
+            z = z + (t - s) * slope
+
+
+def dpmpp2m(denoise: Denoise, z: Tensor, steps: int) -> Iterator[Step]:
+    """DPM-Solver++(2M) (Lu et al., 2022): x extrapolated linearly in lambda = log(t / (1 - t))."""
+    times = uniform_times(steps)
+    before: tuple[float, Tensor] | None = None
+    for s, t in zip(times, times[1:], strict=False):
+        field, x = denoise(z, s)
+        yield Step(s, z, field)
+        towards = x
+        # lambda is infinite at both ends: first order there, as in the paper's lower-order start and finish.
+        if before is not None and before[0] > 0.0 and t < 1.0:
+            r = (logit(s) - logit(before[0])) / (logit(t) - logit(s))
+            towards = x + (x - before[1]) / (2.0 * r)
+        before = (s, x)
+        z = unlerp(z, towards, s, t)
+
+
+def deis(denoise: Denoise, z: Tensor, steps: int, order: int = 3) -> Iterator[Step]:
+    """DEIS, tAB form (Zhang and Chen, 2023): x extrapolated by a polynomial in t through the last `order` calls."""
+    times = uniform_times(steps)
+    history: list[tuple[float, Tensor]] = []
+    for s, t in zip(times, times[1:], strict=False):
+        field, x = denoise(z, s)
+        yield Step(s, z, field)
+        history = [*history[-(order - 1) :], (s, x)]
+        coefficients = adams_coefficients([time for time, _ in history], s, t)
+        z = z * ((1.0 - t) / (1.0 - s)) + sum(c * past for c, (_, past) in zip(coefficients, history, strict=True))
+
+
+def adams_coefficients(nodes: Sequence[float], s: float, t: float) -> list[float]:
+    """Integrals over [s, t] of (1 - t) / (1 - r)^2 times each Lagrange polynomial through `nodes`.
+
+    In the limit t = 1 the weight is a point mass at 1, which the last step would extrapolate to; no later call
+    corrects it, so the last step takes the newest x alone.
+    """
+    if t >= 1.0:
+        return [0.0] * (len(nodes) - 1) + [1.0]
+    points, weights = np.polynomial.legendre.leggauss(16)
+    r = 0.5 * (t - s) * points + 0.5 * (t + s)
+    density = 0.5 * (t - s) * weights * (1.0 - t) / (1.0 - r) ** 2
+    coefficients = []
+    for i, node in enumerate(nodes):
+        others = [other for j, other in enumerate(nodes) if j != i]
+        lagrange = np.prod([(r - other) / (node - other) for other in others], axis=0) if others else np.ones_like(r)
+        coefficients.append(float(np.sum(density * lagrange)))
+    return coefficients
+
+
+def logit(t: float) -> float:
+    """Logarithm of the odds, half the log signal-to-noise ratio of z_t."""
+    return math.log(t / (1.0 - t))
+
+
+SOLVERS: dict[str, Solver] = {"euler": euler, "heun": heun, "dpmpp2m": dpmpp2m, "deis": deis}
+
+
+def rollout(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str) -> Iterator[Step]:
+    """Denoise [B, 3, Y, X] step by step; the last step's field is the result. Raises UserError for an unknown solver.
+
+    No gradients; memory is that of one network call, whatever the number of steps.
+    """
+    check_name("solver", solver, SOLVERS)
+    if steps < 1:
+        raise UserError(f"steps {steps} is not possible; give at least 1 network call")
+
+    def denoise(z: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        field = denoiser(z, z.new_full((len(z),), t))
+        return field, denoiser.draw(field, *denoiser.size)
+
+    steps_of = SOLVERS[solver](denoise, noise, steps)
+    while True:
+        with torch.inference_mode():
+            step = next(steps_of, None)
+        if step is None:
+            return
+        yield step
+
+
+def sample(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str) -> Tensor:
+    """The splat field [B, H, W, K, P] that a rollout ends with."""
+    step = None
+    for step in rollout(denoiser, noise, steps=steps, solver=solver):
+        pass
+    assert step is not None
+    return step.field
+
+
+def noise(seed: int, indices: Sequence[int], height: int, width: int) -> Tensor:
+    """Standard normal noise [B, 3, height, width] on the CPU, picture i a function of (seed, i) alone.
+
+    The counter-based generator Philox (Salmon et al., 2011) is keyed by the pair, so no picture's noise depends on
+    how pictures are batched, sharded or ordered.
+    """
+    shape = (3, height, width)
+    drawn = np.empty((len(indices), *shape), dtype=np.float32)
+    for row, index in enumerate(indices):
+        key = np.array([seed, index], dtype=np.uint64)
+        np.random.Generator(np.random.Philox(key=key)).standard_normal(dtype=np.float32, out=drawn[row])
+    return torch.from_numpy(drawn)

@@ -69,10 +69,10 @@ def rasterize(
 ) -> Tensor:
     """Draw a splat field [B, H, W, K, P] as pictures [B, 3, height, width] in [-1, 1], not clamped.
 
-    `region` is the part drawn, (x0, y0, x1, y1) in fractions of the picture; pixels are sampled at their centres, and
-    averaged over finer samples along an axis with fewer than NATIVE_PIXELS pixels a patch. `neighbourhood` 3 blends the
-    splats of the 3x3 patches around a pixel, 1 only those of its own patch (the seams show). `view` replaces the picture
-    by a look inside: `blobs`, every splat a round dot at its mean; `depth`; `patches`, the picture under its grid.
+    `region` is the part drawn, (x0, y0, x1, y1) in fractions of the picture. Pixels are sampled at their centres, and
+    averaged over finer samples along an axis with fewer than NATIVE_PIXELS pixels a patch. `neighbourhood` 3 blends
+    the splats of the 3x3 patches around a pixel, 1 only those of its own patch (the seams show). `view` replaces the
+    picture by a look inside: `blobs`, every splat a round dot at its mean; `depth`; `patches`, the grid drawn over.
 
     Differentiable in `field`; pure. Raises UserError for a size, region, kernel, neighbourhood or view that cannot be.
     """

@@ -14,7 +14,9 @@ calls. Every solver is one short generator over the same times; `steps` counts n
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -53,7 +55,7 @@ def uniform_times(intervals: int) -> list[float]:
 def euler(denoise: Denoise, z: Tensor, steps: int) -> Iterator[Step]:
     """The plain un-lerp, first order."""
     times = uniform_times(steps)
-    for s, t in zip(times, times[1:], strict=False):
+    for s, t in itertools.pairwise(times):
         field, x = denoise(z, s)
         yield Step(s, z, field)
         z = unlerp(z, x, s, t)
@@ -62,7 +64,7 @@ def euler(denoise: Denoise, z: Tensor, steps: int) -> Iterator[Step]:
 def heun(denoise: Denoise, z: Tensor, steps: int) -> Iterator[Step]:
     """Second order, two calls an interval and one in the last (Karras et al., "EDM", 2022, algorithm 1)."""
     times = uniform_times((steps + 1) // 2)
-    for s, t in zip(times, times[1:], strict=False):
+    for s, t in itertools.pairwise(times):
         field, x = denoise(z, s)
         yield Step(s, z, field)
         guess = unlerp(z, x, s, t)
@@ -77,7 +79,7 @@ def dpmpp2m(denoise: Denoise, z: Tensor, steps: int) -> Iterator[Step]:
     """DPM-Solver++(2M) (Lu et al., 2022): x extrapolated linearly in lambda = log(t / (1 - t))."""
     times = uniform_times(steps)
     before: tuple[float, Tensor] | None = None
-    for s, t in zip(times, times[1:], strict=False):
+    for s, t in itertools.pairwise(times):
         field, x = denoise(z, s)
         yield Step(s, z, field)
         towards = x
@@ -93,7 +95,7 @@ def deis(denoise: Denoise, z: Tensor, steps: int, order: int = 3) -> Iterator[St
     """DEIS, tAB form (Zhang and Chen, 2023): x extrapolated by a polynomial in t through the last `order` calls."""
     times = uniform_times(steps)
     history: list[tuple[float, Tensor]] = []
-    for s, t in zip(times, times[1:], strict=False):
+    for s, t in itertools.pairwise(times):
         field, x = denoise(z, s)
         yield Step(s, z, field)
         history = [*history[-(order - 1) :], (s, x)]
@@ -152,11 +154,8 @@ def rollout(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str) -> It
 
 def sample(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str) -> Tensor:
     """The splat field [B, H, W, K, P] that a rollout ends with."""
-    step = None
-    for step in rollout(denoiser, noise, steps=steps, solver=solver):
-        pass
-    assert step is not None
-    return step.field
+    last = deque(rollout(denoiser, noise, steps=steps, solver=solver), maxlen=1)
+    return last[0].field
 
 
 def noise(seed: int, indices: Sequence[int], height: int, width: int) -> Tensor:

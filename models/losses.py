@@ -27,7 +27,7 @@ class Objective:
     time_mean: float = -0.4  # logit-normal times; below 0 favours noisier pictures
     time_spread: float = 1.0
     velocity_floor: float = 0.05  # 1 - t is not taken smaller than this in the weight
-    perceptual: float = 0.3  # weight of LPIPS
+    perceptual: float = 0.5  # weight of LPIPS
     perceptual_gate: float = 0.3  # LPIPS counts for t above this
     detail: float = 1.0  # weight of a detailed picture's high-resolution terms beside its 64 px terms
     detail_perceptual_share: float = 0.3  # part of the detailed pictures whose LPIPS is taken at high resolution
@@ -76,23 +76,23 @@ def training_loss(
     once for the rest. `detailed` [M, 3, S, S] is `region` of the first M pictures at high resolution. `denoiser` maps
     (z_t, t) to a field (it may be a compiled or data-parallel wrapper of `model`, which draws).
     """
-    count, many = len(clean), len(detailed) if detailed is not None else 0
+    count, many, device = len(clean), len(detailed) if detailed is not None else 0, clean.device
     mix = t[:, None, None, None]
     field = denoiser(mix * clean + (1.0 - mix) * noise, t)
-    x = model.draw(field, *clean.shape[2:])
+    x = model.draw(field, *model.size)
     terms = {"velocity": velocity_loss(x, clean, t, objective).mean()}
     if lpips is not None:
         front, back = objective.gated(many), objective.gated(count - many)
-        gated = torch.cat([torch.arange(front), many + torch.arange(back)]).to(clean.device)
+        gated = torch.cat([torch.arange(front, device=device), torch.arange(many, many + back, device=device)])
         terms["perceptual"] = objective.perceptual * lpips(x[gated], clean[gated]).sum() / count
     if detailed is not None and many:
-        fine = model.draw(field[:many], *detailed.shape[2:], region)
+        fine = model.draw(field[:many], detailed.shape[2], detailed.shape[3], region)
         share = objective.detail / count
         terms["detail"] = share * velocity_loss(fine, detailed, t[:many], objective).sum()
         if lpips is not None:
-            kept = torch.linspace(0, objective.gated(many) - 1, math.ceil(many * objective.detail_perceptual_share))
-            kept = kept.round().long().to(clean.device)
-            scale = share * objective.perceptual * objective.gated(many) / len(kept)
+            above = objective.gated(many)
+            kept = torch.arange(0, above, max(1, round(1 / objective.detail_perceptual_share)), device=device)
+            scale = share * objective.perceptual * above / max(1, len(kept))
             terms["detail_perceptual"] = scale * lpips(fine[kept], detailed[kept]).sum()
     terms["loss"] = torch.stack(list(terms.values())).sum()
     return terms

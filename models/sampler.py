@@ -154,8 +154,7 @@ def rollout(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str) -> It
 
 def sample(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str) -> Tensor:
     """The splat field [B, H, W, K, P] that a rollout ends with."""
-    last = deque(rollout(denoiser, noise, steps=steps, solver=solver), maxlen=1)
-    return last[0].field
+    return deque(rollout(denoiser, noise, steps=steps, solver=solver), maxlen=1)[0].field
 
 
 def noise(seed: int, indices: Sequence[int], height: int, width: int) -> Tensor:

@@ -1,0 +1,106 @@
+"""Train a splat denoiser on prepared photographs, data-parallel on Ray Train.
+
+    python -m jobs.train --photos prepared --out runs/cats --minutes 60 --lpips lpips_vgg16.safetensors
+
+The same command continues a run that was stopped. OUT/weights.safetensors is what jobs.generate takes.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.cluster import connect
+from pipeline.training_set import check
+
+from jobs.cli import run
+from models.denoiser import DenoiserConfig
+from models.errors import UserError, check_name
+from models.kernels import KERNELS
+from models.perceptual import load_lpips
+from pipeline import training
+from pipeline.recipe import Budget, Recipe
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of jobs.train."""
+
+    photos: str
+    """Folder (or fsspec URL) that jobs.prepare made; every worker must reach it."""
+    out: str
+    """Folder (or fsspec URL) for checkpoints, weights and sample sheets; every worker must reach it."""
+    workers: int = 1
+    """Data-parallel workers: one a GPU, or CPU processes where the cluster has no GPU."""
+    steps: int | None = None
+    """Stop after this many steps."""
+    minutes: float | None = None
+    """Stop after this many minutes of training, over all runs into the same --out."""
+    lpips: str | None = None
+    """File of perceptual weights; without it training runs without the perceptual term."""
+    batch: int = 512
+    """Pictures a step, over all workers."""
+    learning_rate: float = 6e-4
+    """Peak learning rate of AdamW."""
+    kernel: str = "wavelet"
+    """Kernel of the splats."""
+    width: int = 384
+    """Width of the transformer."""
+    blocks: int = 16
+    """Blocks of the transformer."""
+    heads: int = 6
+    """Attention heads; the width must be a multiple of 4 times this."""
+    detail: int = 256
+    """Photographs at least this wide supervise at high resolution too; 0 turns that off."""
+    seed: int = 0
+    """Seed of weights, batches and noise."""
+    report_every: int = 50
+    """Steps between lines of progress."""
+    save_every: int = 2000
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        check_name("kernel", self.kernel, KERNELS)
+        if self.steps is None and self.minutes is None:
+            raise UserError("say how long to train: give --steps or --minutes, or both")
+        for name in ("workers", "steps", "minutes", "batch", "learning_rate", "width", "blocks", "heads"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise UserError(f"--{name.replace('_', '-')} {value} is not possible; give a number above 0")
+        for name in ("report_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+        if self.batch % self.workers:
+            raise UserError(f"--batch {self.batch} is not a multiple of --workers {self.workers}")
+        if self.width % (4 * self.heads):
+            raise UserError(f"--width {self.width} is not a multiple of 4 times --heads {self.heads}")
+        if self.detail < 0 or 0 < self.detail < 128:
+            raise UserError(f"--detail {self.detail} is not possible; give 0 for none, or at least 128")
+
+
+def main(options: Options) -> None:
+    """Check what can be checked here, then train on the cluster."""
+    check(options.photos)
+    if options.lpips is None:
+        print("no --lpips file: training without the perceptual term; pictures will be softer")
+    else:
+        load_lpips(options.lpips)
+    recipe = Recipe(
+        model=DenoiserConfig(kernel=options.kernel, width=options.width, blocks=options.blocks, heads=options.heads),
+        batch=options.batch,
+        learning_rate=options.learning_rate,
+        lpips=options.lpips is not None,
+        seed=options.seed,
+    )
+    budget = Budget(options.steps, options.minutes, options.report_every, options.save_every)
+    lpips = str(Path(options.lpips).resolve()) if options.lpips else None
+    photos = options.photos if "://" in options.photos else str(Path(options.photos).resolve())
+    settings = training.Run(photos, options.out, recipe, budget, options.workers, options.detail, lpips)
+    with connect(log_to_driver=True) as cluster:
+        last = training.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(options.workers, 1))
+    print(f"trained {last['step']:,.0f} steps in {last['minutes']:.1f} minutes: {options.out}/weights.safetensors")
+
+
+if __name__ == "__main__":
+    sys.exit(run(Options, main))

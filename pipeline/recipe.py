@@ -1,0 +1,49 @@
+"""What to train and for how long: the frozen description that a run's checkpoints carry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from models.denoiser import DenoiserConfig
+from models.losses import Objective
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what training computes, except how long it goes on."""
+
+    model: DenoiserConfig = field(default_factory=DenoiserConfig)
+    objective: Objective = field(default_factory=Objective)
+    batch: int = 512  # pictures a step, over all ranks
+    learning_rate: float = 6e-4
+    warmup: int = 400  # steps
+    decay: float = 0.4  # last part of training over which the learning rate falls linearly to 0
+    weight_decay: float = 0.01
+    clip: float = 1.0  # largest norm of the gradient
+    ema_width: float = 0.05  # width of the weight average, as a part of the training so far
+    detail_pixels: int = 128  # side at which splats are drawn against high-resolution photographs
+    lpips: bool = True  # whether the perceptual terms are on
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long to train: until the first of the two is reached, and how often to report and to save."""
+
+    steps: int | None = None
+    minutes: float | None = None
+    report_every: int = 50
+    save_every: int = 2000
+
+    def progress(self, step: int, seconds: float) -> float:
+        """Part done, 0 to 1, the larger of the two."""
+        parts = [step / self.steps] if self.steps else []
+        parts += [seconds / (60.0 * self.minutes)] if self.minutes else []
+        return min(1.0, max(parts))
+
+
+def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
+    """Linear warm-up, constant, linear decay to 0 over the last part of the budget."""
+    rise = min(1.0, (step + 1) / recipe.warmup)
+    fall = min(1.0, (1.0 - progress) / recipe.decay) if recipe.decay else 1.0
+    return recipe.learning_rate * rise * max(fall, 0.0)

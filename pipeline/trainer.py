@@ -1,0 +1,131 @@
+"""The training loop of one rank: pictures on a device in, checkpoints out. Knows neither Ray nor storage.
+
+`pipeline.training` runs it under Ray Train. The same step follows from the same (recipe, step, rank) whenever it is
+run: every random choice is drawn from a generator seeded with the three.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from models.errors import UserError
+from models.losses import training_loss
+from models.perceptual import load_lpips
+from pipeline.batches import Pictures, make_batch
+from pipeline.recipe import Budget, Recipe, learning_rate
+from pipeline.sheets import sample_sheet
+from pipeline.training_state import State
+
+# Takes the metrics of one report, and the folder that holds the checkpoint where one was made (on rank 0 only).
+Report = Callable[[dict[str, float], Path | None], None]
+
+
+def train(
+    recipe: Recipe,
+    budget: Budget,
+    pictures: Pictures,
+    *,
+    report: Report,
+    work: Path,
+    lpips: Path | None = None,
+    resume: Path | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+) -> State:
+    """Train until the budget is spent; call `report` on every rank equally often.
+
+    Checkpoints are made in `work` by rank 0 and handed to `report`. Raises UserError when the loss is not finite (the
+    checkpoints reported so far stay good) and when `resume` holds another recipe.
+    """
+    device = pictures.device
+    state = State.new(recipe, device)
+    if resume is not None:
+        state.restore(resume, recipe)
+    model: torch.nn.Module = state.model
+    perceptual: torch.nn.Module | None = load_lpips(str(lpips)).to(device) if lpips and recipe.lpips else None
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        model = torch.compile(model)
+        perceptual = torch.compile(perceptual, dynamic=False) if perceptual is not None else None
+    if ranks > 1:
+        model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+    log = Meter(state, recipe, budget, device)
+    with ThreadPoolExecutor(1) as ahead:
+        upcoming = ahead.submit(make_batch, recipe, pictures, state.step, rank, ranks)
+        while log.progress < 1.0:
+            batch = upcoming.result()
+            upcoming = ahead.submit(make_batch, recipe, pictures, state.step + 1, rank, ranks)
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, state.step, log.progress)
+            terms = training_loss(model, state.model, objective=recipe.objective, lpips=perceptual, **batch)
+            terms["loss"].backward()
+            terms["norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            state.update_average(recipe.ema_width)
+            log.add(terms)
+            save = state.step % budget.save_every == 0 or budget.steps == state.step
+            if save or state.step % budget.report_every == 0:
+                metrics = log.flush(ranks)
+                save = save or log.progress >= 1.0
+                if save and rank == 0:
+                    state.save(work, recipe)
+                    sample_sheet(state.average, recipe.seed).save(work / "sheet.png")
+                report(metrics, work if save and rank == 0 else None)
+    return state
+
+
+class Meter:
+    """Sums the terms of the loss on the device, and reads them only when a report is due."""
+
+    def __init__(self, state: State, recipe: Recipe, budget: Budget, device: torch.device) -> None:
+        self.state, self.recipe, self.budget, self.device = state, recipe, budget, device
+        self.sums: dict[str, Tensor] = {}
+        self.steps = 0
+        self.since = time.monotonic()
+        self.progress = budget.progress(state.step, state.seconds)
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Take one step's terms."""
+        for name, value in terms.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+        self.steps += 1
+
+    def flush(self, ranks: int) -> dict[str, float]:
+        """Means since the last flush, with rate and time left; the same on every rank. Raises UserError on NaN."""
+        now = time.monotonic()
+        # One clock decides for all ranks when time is up: they must leave the loop at the same step.
+        values = torch.stack([*self.sums.values(), torch.tensor(now - self.since, device=self.device) * self.steps])
+        values = values.double() / self.steps
+        if ranks > 1:
+            dist.all_reduce(values)
+            values /= ranks
+        metrics = dict(zip([*self.sums, "seconds"], values.tolist(), strict=True))
+        seconds = metrics["seconds"]
+        if not all(math.isfinite(value) for value in metrics.values()):
+            raise UserError(
+                f"the loss is not finite between steps {self.state.step - self.steps} and {self.state.step}; "
+                "the last checkpoint is good: lower --learning-rate and train into another --out"
+            )
+        self.state.seconds += seconds
+        self.progress = self.budget.progress(self.state.step, self.state.seconds)
+        metrics |= {
+            "step": self.state.step,
+            "minutes": self.state.seconds / 60.0,
+            "pictures_per_second": self.steps * self.recipe.batch / seconds,
+            "eta_minutes": self.state.seconds / 60.0 * (1.0 / self.progress - 1.0),
+        }
+        self.state.history.append({key: float(f"{value:.6g}") for key, value in metrics.items()})
+        self.sums, self.steps, self.since = {}, 0, now
+        return metrics

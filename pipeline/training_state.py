@@ -1,0 +1,98 @@
+"""What a training checkpoint holds, and how it is written and read: safetensors and JSON."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from models import checkpoint
+from models.denoiser import Denoiser
+from models.errors import UserError
+from pipeline.recipe import Recipe
+
+
+@dataclass
+class State:
+    """What a checkpoint holds."""
+
+    model: Denoiser
+    average: Denoiser
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @staticmethod
+    def new(recipe: Recipe, device: torch.device) -> State:
+        """Seeded weights, the same on every rank."""
+        torch.manual_seed(recipe.seed)
+        model = Denoiser(recipe.model).to(device)
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=recipe.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=recipe.weight_decay,
+            fused=device.type == "cuda",
+        )
+        return State(model, copy.deepcopy(model).requires_grad_(False).eval(), optimizer)
+
+    def save(self, folder: Path, recipe: Recipe) -> None:
+        """Write state.safetensors, state.json and the averaged weights as weights.safetensors."""
+        tensors = {f"model.{name}": p for name, p in self.model.state_dict().items()}
+        tensors |= {f"average.{name}": p for name, p in self.average.state_dict().items()}
+        for name, p in self.model.named_parameters():
+            for key, value in self.optimizer.state[p].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "state.safetensors")
+        about = {"step": self.step, "seconds": self.seconds, "recipe": asdict(recipe), "history": self.history}
+        (folder / "state.json").write_text(json.dumps(about))
+        brief = {"step": self.step, "pictures": self.step * recipe.batch, "minutes": self.seconds / 60.0}
+        weights = checkpoint.dump(
+            self.average.state_dict(), recipe.model, precision="float16", about={**brief, "recipe": asdict(recipe)}
+        )
+        (folder / "weights.safetensors").write_bytes(weights)
+        (folder / "history.json").write_text(json.dumps(self.history))
+
+    def restore(self, folder: Path, recipe: Recipe) -> None:
+        """Read what `save` wrote. Raises UserError where the recipe differs, naming the fields."""
+        about = json.loads((folder / "state.json").read_text())
+        ours = json.loads(json.dumps(asdict(recipe)))
+        theirs = about["recipe"]
+        changed = [
+            f"{key} (was {theirs.get(key)}, now {ours.get(key)})"
+            for key in sorted(ours.keys() | theirs.keys())
+            if theirs.get(key) != ours.get(key)
+        ]
+        if changed:
+            raise UserError(f"the run in --out has another recipe: {'; '.join(changed)}; give another --out")
+        self.step, self.seconds, self.history = about["step"], about["seconds"], about["history"]
+        tensors = load_file(folder / "state.safetensors")
+        for name, module in (("model.", self.model), ("average.", self.average)):
+            module.load_state_dict({k.removeprefix(name): v for k, v in tensors.items() if k.startswith(name)})
+        for name, p in self.model.named_parameters():
+            for key in ("exp_avg", "exp_avg_sq"):
+                self.optimizer.state[p][key] = tensors[f"optimizer.{key}.{name}"].to(p.device)
+            step = tensors[f"optimizer.step.{name}"]
+            self.optimizer.state[p]["step"] = step.to(p.device) if p.is_cuda else step
+
+    def update_average(self, width: float) -> None:
+        """Power-function average (Karras et al., "EDM2", 2024): its width stays a fixed part of the training so far."""
+        # Equation 126 there: the relative width s of exponent g satisfies s^2 = (g + 1) / ((g + 2)^2 (g + 3)).
+        gamma = average_exponent(width)
+        beta = (1.0 - 1.0 / self.step) ** (gamma + 1.0)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1.0 - beta)
+
+
+def average_exponent(width: float) -> float:
+    """Solve (g + 1) / ((g + 2)^2 (g + 3)) = width^2 for g >= 0 by bisection."""
+    low, high = 0.0, 1e4
+    for _ in range(100):
+        g = 0.5 * (low + high)
+        low, high = (g, high) if (g + 1) / ((g + 2) ** 2 * (g + 3)) > width**2 else (low, g)
+    return low

@@ -36,8 +36,10 @@ def prepare(urls: list[str], out: str, *, box: photos.Box | None = None, cap: in
     alone, an unfinished one is made anew. Raises UserError where a place holds no photographs, where none can be
     used, and where `out` holds a set made otherwise.
     """
+    fs, root = sources.locate(out)
     for url in urls:
-        if f"{out.rstrip('/')}/".startswith(f"{url.rstrip('/')}/"):
+        source_fs, path = sources.locate(url)
+        if fs == source_fs and f"{root}/".startswith(f"{path}/"):
             raise UserError(f"--out {out} lies within --photos {url}; choose a place outside")
     places = [sources.survey(url) for url in urls]
     options = {
@@ -46,7 +48,6 @@ def prepare(urls: list[str], out: str, *, box: photos.Box | None = None, cap: in
         "cap": cap,
         "listing": [place.digest() for place in places],
     }
-    fs, root = sources.locate(out)
     fs.makedirs(root, exist_ok=True)
     record = prepared.finished(fs, root, out, options)
     if record:

@@ -71,7 +71,7 @@ def prepare_one(record: sources.Record, box: photos.Box | None, cap: int) -> Out
         return Outcome(record.name, reason=photos.reason(error))
     row = {
         "id": key,
-        "source": record.name,
+        "source": _printable(record.name),
         "heldout": photos.is_heldout(key),
         "side": kept.width,
         "image64": {"bytes": image64, "path": None},
@@ -140,10 +140,9 @@ def _report(record: dict[str, Any], out: str, unreadable: list[str]) -> None:
         f"{size:,.0f} MB in {len(record['files'])} files; {record['duplicates']:,} exact duplicates dropped"
     )
     if record["ignored"]:
-        print(
-            "ignored other files:",
-            ", ".join(f"{n:,} {suffix or 'without suffix'}" for suffix, n in record["ignored"].items()),
-        )
+        common = Counter(record["ignored"]).most_common(SHOWN)
+        kinds = ", ".join(f"{count:,} {_printable(suffix) or 'without suffix'}" for suffix, count in common)
+        print(f"ignored {sum(record['ignored'].values()):,} other files: {kinds}")
     if unreadable:
         print(f"{len(unreadable):,} could not be used (all in {out}/{prepared.UNREADABLE}):")
         for line in unreadable[:SHOWN]:

@@ -76,12 +76,10 @@ def survey(url: str) -> Place:
     ignored: Counter[str] = Counter()
     if info["type"] == "directory":
         files = []
-        # Local walks skip folders that may not be read, unless told otherwise.
-        options = {"on_error": "raise"} if isinstance(fs, LocalFileSystem) else {}
-        for found, details in sorted(fs.find(path, detail=True, **options).items()):
+        for found, size in sorted(_walk(fs, path)):
             relative = found.removeprefix(path).lstrip("/")
             if _is_picture(found) or _suffix(found) in PARQUET_SUFFIXES:
-                files.append((f"{url.rstrip('/')}/{relative}", found, details["size"] or 0))
+                files.append((f"{url.rstrip('/')}/{relative}", found, size))
             else:
                 ignored[_suffix(found)] += 1
     elif _suffix(path) in IMAGE_SUFFIXES | PARQUET_SUFFIXES | {".zip"}:
@@ -118,6 +116,20 @@ def records(place: Place) -> Iterator[Record]:
             yield _broken(name, _too_large(size))
         else:
             yield Record(name, partial(place.fs.cat_file, path))
+
+
+def _walk(fs: Any, folder: str) -> Iterator[tuple[str, int]]:
+    """Every file below a folder, and its size."""
+    if not isinstance(fs, LocalFileSystem):
+        for path, details in fs.find(folder, detail=True).items():
+            yield path, details["size"] or 0
+        return
+    # Its `find` leaves out folders that may not be read without a word; here they are an error.
+    for details in fs.ls(folder, detail=True):
+        if details["type"] == "directory":
+            yield from _walk(fs, details["name"])
+        else:
+            yield details["name"], details["size"]
 
 
 def _suffix(path: str) -> str:

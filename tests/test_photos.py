@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -165,6 +166,7 @@ def test_bad_files_are_named_and_the_run_continues(tmp_path: Path, capsys: pytes
     shutil.copy(CATS / "face.jpg", folder / "good.jpg")
     (folder / "cut.jpg").write_bytes((CATS / "eyes.jpg").read_bytes()[:4000])
     (folder / "empty.png").write_bytes(b"")
+    Path(os.fsdecode(os.fsencode(folder) + b"/latin\xe9.jpg")).write_bytes((CATS / "nose.jpg").read_bytes())
     (folder / "notes.txt").write_text("not looked at")
     (folder / "text\x1b[2J.jpg").write_text("a text with the wrong name")
     (folder / "script.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 99 99\n%%EndComments\n")
@@ -184,6 +186,7 @@ def test_bad_files_are_named_and_the_run_continues(tmp_path: Path, capsys: pytes
     record = prepare(places, str(tmp_path / "out"))
     assert [row["source"] for row in rows(tmp_path / "out")] == [
         f"{folder}/good.jpg",
+        f"{folder}/latin\N{REPLACEMENT CHARACTER}.jpg",
         f"{tmp_path}/bad.zip/some/folder/{FILES[1].name}",
     ]
     assert record["ignored"] == {".jpg": 1, ".txt": 1}

@@ -1,0 +1,136 @@
+"""The prepared set on disk: every usable photograph once, square, at native resolution and at 64 pixels.
+
+    OUT/photos-00000.parquet ...   id, source, heldout, side, image64, image; about 64 MB a file
+    OUT/unreadable.txt             every file that could not be used, with its reason
+    OUT/prepared.json              written last: counts, options, the list of files; without it there is no set
+
+`id` is the sha256 of the crop's pixels. `image` has side x side pixels, and `image64` is exactly `image` reduced by
+area. Both are PNG.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+
+from models.errors import UserError
+
+FORMAT = 1
+RECORD, UNREADABLE = "prepared.json", "unreadable.txt"
+FILE_BYTES, GROUP_BYTES, GROUP_ROWS = 64 << 20, 16 << 20, 256
+
+_KINDS = {
+    "id": "string",
+    "source": "string",
+    "heldout": "bool",
+    "side": "int32",
+    "image64": None,
+    "image": None,
+}
+_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_FEATURES = {name: {"dtype": kind, "_type": "Value"} if kind else {"_type": "Image"} for name, kind in _KINDS.items()}
+SCHEMA = pa.schema(
+    [(name, pa.type_for_alias(kind) if kind else _PICTURE) for name, kind in _KINDS.items()],
+    # What lets the `datasets` library show pictures instead of structs.
+    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
+)
+
+
+def read_record(fs: Any, root: str, url: str) -> dict[str, Any] | None:
+    """What prepared.json says, None where there is none; UserError where it is of a later format or damaged."""
+    try:
+        record = json.loads(fs.cat_file(f"{root}/{RECORD}"))
+        version = record["format"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{url}/{RECORD} is damaged ({error}); delete it and run python -m jobs.prepare again"
+        ) from error
+    if version > FORMAT:
+        raise UserError(f"{url} has format {version}; this version reads up to {FORMAT}: use a newer splatcats")
+    return record
+
+
+def finished(fs: Any, root: str, url: str, options: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of the whole set that stands at `root`, None where there is none or files of it are missing.
+
+    Raises UserError, naming what differs, where the set was made from other photographs or with other options.
+    """
+    record = read_record(fs, root, url)
+    if record is None:
+        return None
+    made = record["options"]
+    remedy = "give another --out, or delete it to start over"
+    for name in ("photos", "box", "cap"):
+        if made.get(name) != options[name]:
+            raise UserError(f"{url} was made with --{name} {made.get(name)}, not {options[name]}; {remedy}")
+    if made.get("listing") != options["listing"]:
+        raise UserError(f"the files at {' '.join(options['photos'])} have changed since {url} was made; {remedy}")
+    sizes = {details["name"]: details["size"] for details in fs.ls(root, detail=True)}
+    sizes = {name.rsplit("/", 1)[-1]: size for name, size in sizes.items()}
+    return record if all(sizes.get(file["name"]) == file["bytes"] for file in record["files"]) else None
+
+
+def commit(fs: Any, path: str, data: bytes | pa.Buffer) -> None:
+    """Write a whole file so that nobody ever sees half of it: local files by renaming, objects in one request."""
+    if isinstance(fs, LocalFileSystem):
+        temporary = f"{path}.tmp"
+        with open(temporary, "wb") as handle:
+            handle.write(data)
+        os.replace(temporary, path)
+    else:
+        fs.pipe_file(path, bytes(data))
+
+
+class Writer:
+    """Rows of SCHEMA to numbered Parquet files of about FILE_BYTES; one file at a time is held in memory."""
+
+    def __init__(self, fs: Any, root: str):
+        self.fs, self.root = fs, root
+        self.files: list[dict[str, Any]] = []
+        self._rows: list[dict[str, Any]] = []
+        self._group_bytes = self._file_rows = 0
+        self._sink: Any = None
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append one row; writes a file whenever enough has come together."""
+        self._rows.append(row)
+        self._group_bytes += len(row["image64"]["bytes"]) + len(row["image"]["bytes"])
+        if len(self._rows) >= GROUP_ROWS or self._group_bytes >= GROUP_BYTES:
+            self._end_group()
+            if self._sink.tell() >= FILE_BYTES:
+                self._end_file()
+
+    def close(self) -> None:
+        """Write what is left, and delete what an unfinished run with more files has left behind."""
+        if self._rows:
+            self._end_group()
+        if self._sink:
+            self._end_file()
+        for stale in set(self.fs.glob(f"{self.root}/photos-*.parquet")) - {
+            f"{self.root}/{f['name']}" for f in self.files
+        }:
+            self.fs.rm_file(stale)
+
+    def _end_group(self) -> None:
+        if not self._sink:
+            self._sink = pa.BufferOutputStream()
+            # The pictures are compressed already.
+            self._parquet = pq.ParquetWriter(self._sink, SCHEMA, compression="none", use_dictionary=False)
+        self._parquet.write_table(pa.Table.from_pylist(self._rows, schema=SCHEMA))
+        self._file_rows += len(self._rows)
+        self._rows, self._group_bytes = [], 0
+
+    def _end_file(self) -> None:
+        self._parquet.close()
+        data = self._sink.getvalue()
+        name = f"photos-{len(self.files):05d}.parquet"
+        commit(self.fs, f"{self.root}/{name}", data)
+        self.files.append({"name": name, "rows": self._file_rows, "bytes": data.size})
+        self._sink, self._file_rows = None, 0

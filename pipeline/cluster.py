@@ -1,0 +1,95 @@
+"""Ray: join the cluster that is there, or start a small local one.
+
+Inside a Ray job, or with RAY_ADDRESS set, the running cluster is joined and its size left alone. Without, a private
+cluster on this machine is started and stopped again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+
+from models.errors import UserError, check_name
+
+# Only weights and small records pass through the object store: pictures and splats are written where they are made.
+OBJECT_STORE_BYTES = 256 * 2**20
+DEVICES = ("auto", "cpu", "gpu")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the cluster has now. `local`: it is this machine alone, so its size is all there will ever be."""
+
+    local: bool
+    cpus: float
+    gpus: float
+
+    def cpu_share(self, workers: int, threads: int) -> float:
+        """The CPUs one of `workers` processes asks for: `threads`, but less where all could not run otherwise."""
+        if not self.local:
+            return threads
+        return min(threads, int(self.cpus / workers * 10_000) / 10_000)  # Ray counts in ten-thousandths
+
+    def has_gpu(self, device: str) -> bool:
+        """Whether work is to run on GPUs, for `device` of DEVICES; UserError if it must and cannot."""
+        check_name("device", device, DEVICES)
+        if device == "gpu" and self.local and not self.gpus:
+            raise UserError("--device gpu: this machine has no GPU that Ray can see; use --device cpu")
+        return device == "gpu" or (device == "auto" and self.gpus > 0)
+
+
+@contextlib.contextmanager
+def connect() -> Iterator[Cluster]:
+    """Within the block Ray is up: joined, started, or left as it was if this process is connected already."""
+    local = not os.environ.get("RAY_ADDRESS")
+    if ray.is_initialized():
+        yield _describe(local)
+        return
+    if local:
+        _start_local()
+    else:
+        _join()
+    try:
+        yield _describe(local)
+    finally:
+        ray.shutdown()
+
+
+def _start_local() -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray announces a future change of how it hides GPUs from processes that ask for none.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=OBJECT_STORE_BYTES,
+    )
+
+
+def _join() -> None:
+    # A Ray job has its working directory on every node. Otherwise send this code, so that nodes need no installation;
+    # weights travel by themselves.
+    packages = Path(__file__).parents[1]
+    environment = {
+        "py_modules": [str(packages / name) for name in ("models", "pipeline", "jobs")],
+        "excludes": ["*.safetensors", "__pycache__"],
+    }
+    in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    try:
+        ray.init(logging_level=logging.WARNING, runtime_env=None if in_job else environment)
+    except ConnectionError as error:
+        address = os.environ["RAY_ADDRESS"]
+        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: {' '.join(str(error).split())}") from None
+
+
+def _describe(local: bool) -> Cluster:
+    resources = ray.cluster_resources()
+    return Cluster(local, resources.get("CPU", 0.0), resources.get("GPU", 0.0))

@@ -1,0 +1,139 @@
+"""Bulk generation: shards of noise to shards of splats, on Ray actors that load the model once."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import platform
+import time
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from PIL import Image
+
+from models import checkpoint, sampler
+from models.denoiser import Denoiser
+from models.errors import UserError
+from models.rasterize import to_uint8
+from pipeline.cards import splats_card
+from pipeline.cluster import Cluster, connect
+from pipeline.dataset import to_table, write_table
+from pipeline.indices import Indices
+from pipeline.plan import GenerationPlan, Shard
+from pipeline.production import Summary, commit, produce
+from pipeline.scheduling import ActorWorkers
+from pipeline.store import DATA, Record, Store
+
+ROLLOUT_FILE = "rollout.png"
+ROLLOUT_ROWS = 17
+ROLLOUT_COLUMNS = 64
+
+
+def generate_shard(denoiser: Denoiser, plan: GenerationPlan, shard: Shard) -> pa.Table:
+    """The splats of one shard, on the device the denoiser is on: columns `index` and `splats`.
+
+    On one kind of device a pure function of the arguments, and of torch's number of threads on a CPU: the noise of
+    a picture comes from its index, and the batches begin at the shard's first picture.
+    """
+    fields = []
+    for start in range(0, len(shard.indices), plan.batch_size):
+        noise = _noise(denoiser, plan, shard.indices.between(start, start + plan.batch_size))
+        field = sampler.sample(denoiser, noise, steps=plan.steps, solver=plan.solver)
+        fields.append(field.half().cpu().numpy())
+    joined = np.concatenate(fields)
+    if not np.isfinite(joined).all():
+        raise UserError(f"the weights give splats that are not finite numbers, in {shard.name}: use other weights")
+    return to_table(plan, shard.indices, joined)
+
+
+def rollout_sheet(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) -> np.ndarray:
+    """Noise becoming cats, uint8 [rows * Y, pictures * X, 3]: noise on top, below it what the model makes of it.
+
+    One column a picture; the rows between are evenly spaced network calls, the last row is the result.
+    """
+    columns = []
+    for start in range(0, len(indices), plan.batch_size):
+        noise = _noise(denoiser, plan, indices.between(start, start + plan.batch_size))
+        rows = [to_uint8(noise).cpu()]
+        for step in sampler.rollout(denoiser, noise, steps=plan.steps, solver=plan.solver):
+            rows.append(to_uint8(denoiser.draw(step.field, *denoiser.size)).cpu())
+        chosen = np.linspace(1, len(rows) - 1, min(ROLLOUT_ROWS, len(rows)) - 1).round().astype(int)
+        columns.append(torch.stack([rows[0], *(rows[i] for i in chosen)]).numpy())
+    sheet = np.concatenate(columns, axis=1)  # [rows, pictures, Y, X, 3]
+    return sheet.swapaxes(1, 2).reshape(sheet.shape[0] * sheet.shape[2], -1, 3)
+
+
+def _noise(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) -> torch.Tensor:
+    device = next(denoiser.parameters()).device
+    return sampler.noise(plan.seed, list(indices), *denoiser.size).to(device)
+
+
+class Generator:
+    """What runs in a Ray actor: the loaded model, and one shard after another."""
+
+    def __init__(self, weights: bytes, plan: GenerationPlan, store: Store, use_gpu: bool) -> None:
+        torch.set_num_threads(plan.threads)
+        self._device = "cuda" if use_gpu else "cpu"
+        self._denoiser = checkpoint.parse(weights, "of the plan").to(self._device)
+        self._plan, self._store = plan, store
+
+    def work(self, shard: Shard) -> Record:
+        """Generate, write and commit a shard."""
+        started = time.monotonic()
+        table = generate_shard(self._denoiser, self._plan, shard)
+        name = f"{DATA}/{shard.name}.parquet"
+        with self._store.create(name) as output:
+            write_table(table, output.file)
+        device = torch.cuda.get_device_name() if self._device == "cuda" else f"{platform.machine()} cpu"
+        return commit(self._store, shard, name, output.bytes, output.sha256, started=started, device=device)
+
+    def draw_rollout(self, indices: Indices) -> None:
+        """Write the rollout sheet as a PNG."""
+        buffer = io.BytesIO()
+        Image.fromarray(rollout_sheet(self._denoiser, self._plan, indices)).save(buffer, "PNG")
+        self._store.write(ROLLOUT_FILE, buffer.getvalue())
+
+
+GeneratorActor = ray.remote(max_restarts=0)(Generator)
+
+
+@ray.remote(max_retries=0)
+def draw_rollout(indices: Indices, weights: bytes, plan: GenerationPlan, store: Store, use_gpu: bool) -> None:
+    """Write a rollout sheet, as a Ray task."""
+    Generator(weights, plan, store, use_gpu).draw_rollout(indices)
+
+
+def generate(
+    plan: GenerationPlan,
+    weights: bytes,
+    store: Store,
+    *,
+    workers: int | None = None,
+    device: str = "auto",
+    rollout: Indices | None = None,
+    stall_seconds: float = 3600.0,
+) -> Summary:
+    """Make the dataset of `plan` in `store`, or complete it; with `rollout`, also the sheet of noise becoming cats.
+
+    `workers`: how many actors, one a GPU or on CPUs; None for as many as the cluster has room for. Uses the Ray
+    cluster this process is connected to, or connects for the while. Raises UserError as `produce` does.
+    """
+
+    def start_workers(cluster: Cluster) -> ActorWorkers:
+        use_gpu = cluster.has_gpu(device)
+        limit = workers or max(1, int(cluster.gpus if use_gpu else cluster.cpus / plan.threads))
+        options = {"num_gpus": 1.0} if use_gpu else {"num_cpus": cluster.cpu_share(limit, plan.threads)}
+        arguments = (ray.put(weights), plan, store, use_gpu)  # weights travel by the object store, once a node
+        return ActorWorkers(lambda: GeneratorActor.options(**options).remote(*arguments), limit)
+
+    with connect() if rollout else contextlib.nullcontext():
+        summary = produce(plan, store, start_workers, partial(splats_card, plan), stall_seconds=stall_seconds)
+        if rollout:
+            with connect() as cluster:
+                use_gpu = cluster.has_gpu(device)
+                task = draw_rollout.options(num_gpus=1) if use_gpu else draw_rollout
+                ray.get(task.remote(rollout, weights, plan, store, use_gpu))
+    return summary

@@ -1,0 +1,77 @@
+"""Sets of picture indices, and the one way they are written on a command line: `0-15`, `3`, `0-3,8,12-15`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from models.errors import UserError
+
+LARGEST = 2**63 - 1
+"""Indices are int64 in Parquet."""
+
+
+@dataclass(frozen=True)
+class Indices:
+    """A sorted set of picture indices, kept as disjoint ranges so that a billion of them cost nothing."""
+
+    ranges: tuple[range, ...]
+
+    @classmethod
+    def first(cls, count: int) -> Indices:
+        """The indices 0 to count - 1."""
+        return cls((range(count),) if count else ())
+
+    @classmethod
+    def parse(cls, text: str) -> Indices:
+        """Read inclusive ranges and single indices separated by commas; UserError for anything else."""
+        ranges = []
+        for part in text.split(","):
+            match = re.fullmatch(r"\s*([0-9]{1,19})(?:\s*-\s*([0-9]{1,19}))?\s*", part)
+            if match is None:
+                raise UserError(f"cannot read the indices {text!r}: write them like 0-15 or 3 or 0-3,8,12-15")
+            first, last = int(match[1]), int(match[2] or match[1])
+            if last < first:
+                raise UserError(f"the indices {part.strip()!r} run backwards: write {last}-{first}")
+            if last >= LARGEST:
+                raise UserError(f"the index {last} is too large")
+            ranges.append(range(first, last + 1))
+        return cls(_merge(ranges))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.ranges))
+
+    def __iter__(self) -> Iterator[int]:
+        for part in self.ranges:
+            yield from part
+
+    def __str__(self) -> str:
+        """The shortest text that `parse` reads back as the same set."""
+        return ",".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in self.ranges)
+
+    @property
+    def stop(self) -> int:
+        """One more than the largest index; 0 for the empty set."""
+        return self.ranges[-1].stop if self.ranges else 0
+
+    def between(self, start: int, stop: int) -> Indices:
+        """The subset from position `start` to before position `stop` of the sorted set."""
+        parts = []
+        for part in self.ranges:
+            piece = part[max(start, 0) : max(stop, 0)]
+            if piece:
+                parts.append(piece)
+            start, stop = start - len(part), stop - len(part)
+        return Indices(tuple(parts))
+
+
+def _merge(ranges: Iterable[range]) -> tuple[range, ...]:
+    """Sort ranges and join those that overlap or touch."""
+    merged: list[range] = []
+    for part in sorted(ranges, key=lambda r: r.start):
+        if merged and part.start <= merged[-1].stop:
+            merged[-1] = range(merged[-1].start, max(merged[-1].stop, part.stop))
+        else:
+            merged.append(part)
+    return tuple(merged)

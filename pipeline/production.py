@@ -1,0 +1,101 @@
+"""From a plan to a complete dataset: what generation and rendering share around the work on one shard."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+
+from models.errors import UserError
+from pipeline import plan as plans
+from pipeline.cluster import Cluster, connect
+from pipeline.plan import CODE_VERSION, Plan, Shard
+from pipeline.progress import Progress
+from pipeline.scheduling import Workers, run_shards
+from pipeline.store import Record, Store
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a complete dataset holds, as in summary.json."""
+
+    plan: str  # the plan's fingerprint
+    shards: int
+    pictures: int
+    bytes: int
+    work_seconds: float
+    devices: list[str]
+
+
+def produce(
+    plan: Plan,
+    store: Store,
+    start_workers: Callable[[Cluster], Workers],
+    card: Callable[[Summary], str],
+    *,
+    stall_seconds: float,
+    report: Callable[[Progress], None] = lambda progress: print(progress, flush=True),
+) -> Summary:
+    """Do all shards of `plan` that are not committed in `store` yet, on Ray, then write the summary and the card.
+
+    Resumable: the same call after any interruption does what is left. Raises UserError for another plan in the same
+    place, and for shards that cannot be done, after everything else is done.
+    """
+    plans.claim(store, plan)
+    store.remove_orphans()
+    done = {record.shard: record.rows for record in store.committed()}
+    progress = Progress(plan.num_shards, len(done), sum(done.values()), total_pictures=len(plan.pictures))
+    if len(done) < plan.num_shards:
+        with connect() as cluster:
+            missing = (shard for shard in plan.shards() if shard.id not in done)
+            run_shards(missing, start_workers(cluster), progress, stall_seconds=stall_seconds, report=report)
+    else:
+        report(progress)
+    summary = _summarise(plan, store)
+    store.write("summary.json", (json.dumps(dataclasses.asdict(summary), indent=2) + "\n").encode())
+    store.write("README.md", card(summary).encode())
+    return summary
+
+
+def commit(store: Store, shard: Shard, data: str, size: int, sha256: str, *, started: float, device: str) -> Record:
+    """Write the record of a shard whose data are complete; `started` is when the work began, by time.monotonic."""
+    indices = shard.indices
+    record = Record(
+        shard=shard.id,
+        data=data,
+        rows=len(indices),
+        first=indices.ranges[0].start,
+        last=indices.stop - 1,
+        bytes=size,
+        sha256=sha256,
+        seconds=round(time.monotonic() - started, 3),
+        host=socket.gethostname(),
+        device=device,
+        versions={
+            "splatcats": CODE_VERSION,
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "pyarrow", "numpy", "pillow")},
+        },
+    )
+    store.commit(record)
+    return record
+
+
+def _summarise(plan: Plan, store: Store) -> Summary:
+    """Count what is committed, from the store and not from memory; UserError if that is not everything."""
+    shards = pictures = size = 0
+    seconds, devices = 0.0, set()
+    for record in store.committed():
+        shards, pictures, size = shards + 1, pictures + record.rows, size + record.bytes
+        seconds += record.seconds
+        devices.add(record.device)
+    if (shards, pictures) != (plan.num_shards, len(plan.pictures)):
+        raise UserError(
+            f"{store.url} has {shards} of {plan.num_shards} shards: something else changes it; run the command again"
+        )
+    return Summary(plan.fingerprint(), shards, pictures, size, round(seconds, 3), sorted(devices))

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 
-class UserError(ValueError):
-    """A mistake in what the user gave; its text is one line that names the thing and the remedy."""
+class UserError(Exception):
+    """A mistake in what the user gave; its text is one line that names the thing and the remedy.
+
+    Not a ValueError, which the option parser would catch and set in a frame.
+    """
 
 
 def check_name(kind: str, name: str, known: Collection[str]) -> str:

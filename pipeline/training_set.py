@@ -61,8 +61,8 @@ def load(
 
     `stripe` = (r, w) takes the rows r, r + w, r + 2w, ... of the split: w workers share it without overlap, in an
     order that depends on the set alone. `detail` None leaves `large` empty. Arrays of more than `memory_bytes` live
-    in memory-mapped files in the folder `cache`, which stay, or else in files without a name, which vanish with the
-    process however it ends.
+    in memory-mapped files in the folder `cache`, which stay (a folder for each run: a second one overwrites them),
+    or else in files without a name, which vanish with the process however it ends (POSIX).
 
     Raises UserError where there is no prepared set, one of a later format, a damaged file, or no photograph.
     """

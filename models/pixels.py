@@ -26,9 +26,7 @@ class Axis:
 
     def slice(self, first: int, last: int) -> Axis:
         """The same axis for its pixels first..last only."""
-        return Axis(
-            self.pixels, self.start, self.stop, self.patches, self.first + first, self.first + last
-        )
+        return Axis(self.pixels, self.start, self.stop, self.patches, self.first + first, self.first + last)
 
     def __len__(self) -> int:
         return self.last - self.first

@@ -53,10 +53,10 @@ def rasterize(
 ) -> Tensor:
     """Draw a splat field [B, H, W, K, P] as pictures [B, 3, height, width] in [-1, 1], not clamped.
 
-    `region` is the part drawn, (x0, y0, x1, y1) in fractions of the picture; pixels are sampled at their centres, and
-    averaged over finer samples along an axis with fewer than NATIVE_PIXELS pixels a patch. `neighbourhood` 3 blends the
-    splats of the 3x3 patches around a pixel, 1 only those of its own patch (the seams show). `view` replaces the picture
-    by a look inside: `blobs`, every splat a round dot at its mean; `depth`; `patches`, the picture under the patch grid.
+    `region` is the part drawn, (x0, y0, x1, y1) in fractions of the picture. Pixels are sampled at their centres, and
+    averaged over finer samples along an axis with fewer than NATIVE_PIXELS pixels a patch. `neighbourhood` 3 blends
+    the splats of the 3x3 patches around a pixel, 1 only those of its own patch (the seams show). `view` replaces the
+    picture by a look inside: `blobs`, every splat a round dot at its mean; `depth`; `patches`, the grid drawn over.
 
     Differentiable in `field`; pure. Raises UserError for a size, region, kernel, neighbourhood or view that cannot be.
     """
@@ -132,9 +132,7 @@ def _draw(field: Tensor, axis_y: Axis, axis_x: Axis, kernel: str, neighbourhood:
     window_x = _windows(offset_x, torch.arange(columns, device=field.device), columns, neighbourhood)
 
     strips = []
-    for row, count in zip(
-        *(x.tolist() for x in torch.unique_consecutive(home_y, return_counts=True)), strict=True
-    ):
+    for row, count in zip(*(x.tolist() for x in torch.unique_consecutive(home_y, return_counts=True)), strict=True):
         begin = int(torch.searchsorted(home_y, row))
         for offset_y in centre_y[begin : begin + count].split(lines):
             window_y = _windows(offset_y, torch.tensor(row, device=field.device), rows, neighbourhood)
@@ -143,9 +141,7 @@ def _draw(field: Tensor, axis_y: Axis, axis_x: Axis, kernel: str, neighbourhood:
                 arguments = (splats, offset_y, offset_x, window_y, window_x, kernel)
                 # Recomputed in the backward pass: the pairs of one tile are all that is ever held.
                 recompute = torch.is_grad_enabled() and field.requires_grad
-                tiles.append(
-                    checkpoint(_tile, *arguments, use_reentrant=False) if recompute else _tile(*arguments)
-                )
+                tiles.append(checkpoint(_tile, *arguments, use_reentrant=False) if recompute else _tile(*arguments))
             strips.append(torch.cat(tiles).flatten(3, 4)[..., tile_x])
     return torch.cat(strips, dim=2)
 
@@ -159,15 +155,9 @@ def _tile(
     x = kx[:, :, None] * (offset_x[:, :, None] - u[:, :, None])  # [B, W, T, N]
     y = ky[:, :, None] * (offset_y[:, None] - v[:, :, None])  # [B, W, Y, N]
     per_splat = window_x.shape[-1] ** 2
-    over_x = (
-        window_x[:, :, None, :, None].expand(-1, -1, window_x.shape[-1], -1, reach // per_splat).flatten(2)
-    )
+    over_x = window_x[:, :, None, :, None].expand(-1, -1, window_x.shape[-1], -1, reach // per_splat).flatten(2)
     over_y = window_y[:, :, None, None].expand(-1, -1, window_y.shape[-1], reach // per_splat).flatten(1)
-    q = (
-        (x * x)[:, :, None]
-        + (y * y)[:, :, :, None]
-        + (2.0 * rho[:, :, None] * x)[:, :, None] * y[:, :, :, None]
-    )
+    q = (x * x)[:, :, None] + (y * y)[:, :, :, None] + (2.0 * rho[:, :, None] * x)[:, :, None] * y[:, :, :, None]
     logits = (depth[:, :, None] + over_y)[:, :, :, None] + over_x[:, None] - FALLOFF * q  # [B, W, Y, T, N]
     # softmax subtracts the largest logit, so a pixel far from everything still takes its nearest splats' colour.
     amounts = torch.softmax(logits, dim=-1) * DRAWABLE[kernel](q)

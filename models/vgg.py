@@ -48,7 +48,7 @@ class Vgg16(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, image: Tensor, last: int = 5) -> list[Tensor]:
-        """Map pictures [B, 3, Y, X] in [-1, 1] to relu1_2, relu2_2, relu3_3, relu4_3, relu5_3, or the first `last`.
+        """Map pictures [B, 3, Y, X] in [-1, 1] to the first `last` of relu1_2, 2_2, 3_3, 4_3 and 5_3.
 
         Tap number s (from 1) has the width of STAGES and Y, X divided by 2 to the power s - 1; Y and X are at
         least 2 to the power `last` - 1. The image has the float type that the module was moved to.

@@ -42,15 +42,26 @@ class Options:
             raise UserError(f"--batch {self.batch} is not positive")
 
 
+def usable_device(name: str) -> torch.device:
+    """The device of that name, or the first GPU if there is one for "auto"; UserError for none such."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=name).device
+    # Torch asserts where it was built without CUDA.
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+
+
 def main(options: Options) -> None:
     """Read both sets, compare them, print the table, write the JSON."""
-    device = "cuda" if options.device == "auto" and torch.cuda.is_available() else options.device
+    device = usable_device(options.device)
     networks = load_networks(options.lpips)
     report = evaluate(
         load_pictures([options.generated], SIDE),
         load_pictures(options.photos, SIDE),
         networks=networks,
-        device="cpu" if device == "auto" else device,
+        device=device,
         batch=options.batch,
     )
     print(as_table(report))

@@ -145,3 +145,15 @@ def test_the_command_refuses_too_few_pictures_in_one_line(
         "error: 0 pictures are too few for a covariance of 1,280 features"
     )
     assert not out.exists()
+    arguments = [
+        "--generated",
+        str(tmp_path),
+        "--photos",
+        str(tmp_path),
+        "--out",
+        str(out),
+        "--device",
+        "toaster",
+    ]
+    assert run(Options, main, arguments) == 1
+    assert capsys.readouterr().err.startswith("error: --device toaster cannot be used")

@@ -27,6 +27,8 @@ def load_pictures(urls: Sequence[str], side: int = 64) -> np.ndarray:
     one is not square or is smaller than `side`.
     """
     pictures = [decode(data, name, side) for url in urls for name, data in _encoded(url)]
+    if not pictures:
+        raise UserError(f"{', '.join(urls)}: no pictures there")
     return np.stack(pictures)
 
 

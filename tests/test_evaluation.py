@@ -122,6 +122,10 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"splats": [1]}), tmp_path / "p.parquet")
     with pytest.raises(UserError, match=r"p\.parquet: no column image.*its columns: splats"):
         load_pictures([str(tmp_path / "p.parquet")])
+    empty = pa.table({"image": pa.array([], pa.struct({"bytes": pa.binary(), "path": pa.string()}))})
+    pq.write_table(empty, tmp_path / "p.parquet")
+    with pytest.raises(UserError, match=r"p\.parquet: no pictures there"):
+        load_pictures([str(tmp_path / "p.parquet")])
     (tmp_path / "p.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(UserError, match=r"p\.parquet is not an intact Parquet file"):
         load_pictures([str(tmp_path / "p.parquet")])

@@ -37,7 +37,9 @@ class Vgg16(nn.Module):
             stage = nn.ModuleList()
             for number in numbers:
                 convolution = nn.Conv2d(width_in, width, 3, padding=1)
-                convolution.load_state_dict({key: weights[f"features.{number}.{key}"] for key in ("weight", "bias")})
+                convolution.load_state_dict(
+                    {key: weights[f"features.{number}.{key}"] for key in ("weight", "bias")}
+                )
                 stage.append(convolution)
                 width_in = width
             self.stages.append(stage)
@@ -46,7 +48,7 @@ class Vgg16(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, image: Tensor, last: int = 5) -> list[Tensor]:
-        """Map pictures [B, 3, Y, X] in [-1, 1] to relu1_2, relu2_2, relu3_3, relu4_3, relu5_3, or the first `last`.
+        """Map pictures [B, 3, Y, X] in [-1, 1] to the first `last` of relu1_2, 2_2, 3_3, 4_3 and 5_3.
 
         Tap number s (from 1) has the width of STAGES and Y, X divided by 2 to the power s - 1; Y and X are at
         least 2 to the power `last` - 1. The image has the float type that the module was moved to.
@@ -71,7 +73,9 @@ def load_vgg(path: str) -> Vgg16:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            names = [f"features.{n}.{key}" for numbers, _ in STAGES for n in numbers for key in ("weight", "bias")]
+            names = [
+                f"features.{n}.{key}" for numbers, _ in STAGES for n in numbers for key in ("weight", "bias")
+            ]
             absent = sorted(set(names) - set(file.keys()))
             if absent:
                 raise UserError(f"VGG16 weights {path} lack {', '.join(absent)}; {LAYOUT}")

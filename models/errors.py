@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 
-class UserError(ValueError):
+class UserError(Exception):
     """A mistake in what the user gave; its text is one line that names the thing and the remedy."""
 
 

@@ -11,15 +11,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.cluster import connect
+from pipeline.training_set import check
+
 from jobs.cli import run
 from models.denoiser import DenoiserConfig
 from models.errors import UserError, check_name
 from models.kernels import KERNELS
 from models.perceptual import load_lpips
 from pipeline import training
-from pipeline.cluster import connect
 from pipeline.recipe import Budget, Recipe
-from pipeline.training_set import check
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,15 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.cluster import connect
-from pipeline.training_set import check
-
 from jobs.cli import run
 from models.denoiser import DenoiserConfig
 from models.errors import UserError, check_name
 from models.kernels import KERNELS
 from models.perceptual import load_lpips
 from pipeline import training
+from pipeline.cluster import connect
 from pipeline.recipe import Budget, Recipe
+from pipeline.training_set import check
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def main(options: Options) -> None:
     lpips = str(Path(options.lpips).resolve()) if options.lpips else None
     photos = options.photos if "://" in options.photos else str(Path(options.photos).resolve())
     settings = training.Run(photos, options.out, recipe, budget, options.workers, options.detail, lpips)
-    with connect(log_to_driver=True) as cluster:
+    with connect() as cluster:
         last = training.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(options.workers, 1))
     print(f"trained {last['step']:,.0f} steps in {last['minutes']:.1f} minutes: {options.out}/weights.safetensors")
 

@@ -6,7 +6,10 @@ from collections.abc import Collection
 
 
 class UserError(Exception):
-    """A mistake in what the user gave; its text is one line that names the thing and the remedy."""
+    """A mistake in what the user gave; its text is one line that names the thing and the remedy.
+
+    Not a ValueError, which the option parser would catch and set in a frame.
+    """
 
 
 def check_name(kind: str, name: str, known: Collection[str]) -> str:

@@ -11,8 +11,10 @@ Shape suffixes as in `models.splats`; T is the most pixels that any patch has al
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
-from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,11 @@ from torch.utils.checkpoint import checkpoint
 
 from models.errors import UserError, check_name
 from models.kernels import DRAWABLE, FALLOFF, KERNELS, log_window
+from models.pixels import Axis
 from models.splats import DEPTH_MAX, PARAMETERS
+
+if find_spec("triton") and torch.version.cuda:
+    from models import rasterize_triton
 
 Region = tuple[float, float, float, float]
 WHOLE: Region = (0.0, 0.0, 1.0, 1.0)
@@ -33,28 +39,6 @@ NATIVE_PIXELS = 8
 BLOB_SCALE = 7.0
 # Splat-pixel pairs evaluated at once: cache-sized bands on the CPU, enough to fill the device on CUDA.
 PAIRS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
-
-
-@dataclass(frozen=True)
-class Axis:
-    """Pixel centres along one axis: which patch each lies in, and where, in patches from that patch's low edge."""
-
-    home: Tensor  # int64 [pixels], ascending
-    offset: Tensor  # [pixels], in [0, 1]
-    patches: int
-
-    @staticmethod
-    def of(pixels: int, start: float, stop: float, patches: int, like: Tensor) -> Axis:
-        """Centres of `pixels` pixels that span the fractions start..stop of an axis of `patches` patches."""
-        # float64: at 65,536 pixels a float32 position would be off by a visible part of a pixel.
-        centre = (torch.arange(pixels, dtype=torch.float64) + 0.5) / pixels
-        position = (start + centre * (stop - start)) * patches
-        home = position.floor().clamp(0, patches - 1)
-        return Axis(home.long().to(like.device), (position - home).to(like), patches)
-
-    def slice(self, start: int, stop: int) -> Axis:
-        """The same axis for pixels start..stop only."""
-        return Axis(self.home[start:stop], self.offset[start:stop], self.patches)
 
 
 def rasterize(
@@ -94,27 +78,38 @@ def rasterize(
 
     fine_y = max(1, math.ceil(NATIVE_PIXELS * rows * (y1 - y0) / height - 1e-9))
     fine_x = max(1, math.ceil(NATIVE_PIXELS * columns * (x1 - x0) / width - 1e-9))
-    axis_y = Axis.of(height * fine_y, y0, y1, rows, field)
-    axis_x = Axis.of(width * fine_x, x0, x1, columns, field)
+    axis_y = Axis.of(height * fine_y, y0, y1, rows)
+    axis_x = Axis.of(width * fine_x, x0, x1, columns)
     if view == "blobs":
         field, kernel = _as_blobs(field), "gaussian"
     elif view == "depth":
         field, kernel = _as_depth(field), "constant"
 
     # Bands of whole output pixels, so that the finer samples of one band are averaged before the next is drawn.
-    band = max(1, (1 << 22) // (batch * width * fine_x * fine_y)) if fine_y * fine_x > 1 else height
+    band = max(1, (1 << 22) // (max(1, batch) * width * fine_x * fine_y)) if fine_y * fine_x > 1 else height
+    fused = field.is_cuda and field.dtype == torch.float32 and _has_triton()
+    draw = rasterize_triton.draw if fused else _draw
     bands = []
     for top in range(0, height, band):
         part = axis_y.slice(top * fine_y, min(top + band, height) * fine_y)
-        image = _draw(field, part, axis_x, kernel, neighbourhood)
+        image = draw(field, part, axis_x, kernel, neighbourhood)
         bands.append(F.avg_pool2d(image, (fine_y, fine_x)) if fine_y * fine_x > 1 else image)
     image = torch.cat(bands, dim=2) if len(bands) > 1 else bands[0]
 
     if view == "blobs":
         image = image - 1.0
     elif view == "patches":
-        image = _with_grid(image, Axis.of(height, y0, y1, rows, field), Axis.of(width, x0, x1, columns, field))
+        image = _with_grid(image, Axis.of(height, y0, y1, rows), Axis.of(width, x0, x1, columns))
     return image
+
+
+@functools.cache
+def _has_triton() -> bool:
+    """Whether fields on CUDA are drawn by the fused kernels; says so once where they are not."""
+    found = "rasterize_triton" in globals()
+    if not found:
+        logging.getLogger(__name__).debug("Triton is not installed: drawing with the torch reference")
+    return found
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -125,8 +120,11 @@ def to_uint8(image: Tensor) -> Tensor:
 def _draw(field: Tensor, axis_y: Axis, axis_x: Axis, kernel: str, neighbourhood: int) -> Tensor:
     """The torch reference: samples [B, C, Y, X] at the crossings of two axes."""
     near = _neighbours(field, neighbourhood)
+    home_y, centre_y = axis_y.centres()
+    centre_y = centre_y.to(near)
     batch, rows, columns, reach, _ = near.shape
-    home_x, offset_x = _padded_tiles(axis_x)
+    tile_x, offset_x = _padded_tiles(axis_x)
+    tile_x, offset_x = tile_x.to(field.device), offset_x.to(near)
     budget = PAIRS_AT_ONCE["cuda" if field.is_cuda else "cpu"]
     row_pairs = offset_x.numel() * reach
     pictures = max(1, min(batch, budget // row_pairs))
@@ -134,11 +132,9 @@ def _draw(field: Tensor, axis_y: Axis, axis_x: Axis, kernel: str, neighbourhood:
     window_x = _windows(offset_x, torch.arange(columns, device=field.device), columns, neighbourhood)
 
     strips = []
-    for row, count in zip(
-        *(x.tolist() for x in torch.unique_consecutive(axis_y.home, return_counts=True)), strict=True
-    ):
-        begin = int(torch.searchsorted(axis_y.home, row))
-        for offset_y in axis_y.offset[begin : begin + count].split(lines):
+    for row, count in zip(*(x.tolist() for x in torch.unique_consecutive(home_y, return_counts=True)), strict=True):
+        begin = int(torch.searchsorted(home_y, row))
+        for offset_y in centre_y[begin : begin + count].split(lines):
             window_y = _windows(offset_y, torch.tensor(row, device=field.device), rows, neighbourhood)
             tiles = []
             for splats in near[:, row].split(pictures):
@@ -146,7 +142,7 @@ def _draw(field: Tensor, axis_y: Axis, axis_x: Axis, kernel: str, neighbourhood:
                 # Recomputed in the backward pass: the pairs of one tile are all that is ever held.
                 recompute = torch.is_grad_enabled() and field.requires_grad
                 tiles.append(checkpoint(_tile, *arguments, use_reentrant=False) if recompute else _tile(*arguments))
-            strips.append(torch.cat(tiles).flatten(3, 4)[..., home_x])
+            strips.append(torch.cat(tiles).flatten(3, 4)[..., tile_x])
     return torch.cat(strips, dim=2)
 
 
@@ -183,12 +179,12 @@ def _neighbours(field: Tensor, neighbourhood: int) -> Tensor:
 
 def _padded_tiles(axis: Axis) -> tuple[Tensor, Tensor]:
     """Group an axis by patch, padded to the most pixels T of any: (tile index of each pixel, offsets [patches, T])."""
-    count = torch.bincount(axis.home, minlength=axis.patches)
+    home, place = axis.centres()
+    count = torch.bincount(home, minlength=axis.patches)
     most = int(count.max())
-    rank = torch.arange(len(axis.home), device=axis.home.device) - (count.cumsum(0) - count)[axis.home]
-    index = axis.home * most + rank
-    offset = axis.offset.new_zeros(axis.patches * most)
-    offset[index] = axis.offset
+    index = home * most + torch.arange(len(home)) - (count.cumsum(0) - count)[home]
+    offset = place.new_zeros(axis.patches * most)
+    offset[index] = place
     return index, offset.view(axis.patches, most)
 
 
@@ -219,12 +215,12 @@ def _as_depth(field: Tensor) -> Tensor:
 
 
 def _with_grid(image: Tensor, axis_y: Axis, axis_x: Axis) -> Tensor:
-    """Lines of 1/64 patch, at least a pixel, on the borders between patches."""
+    """Lines of 1/64 patch, at least one pixel on either side, along the borders between patches."""
 
     def near_border(axis: Axis) -> Tensor:
-        pixels = int(torch.bincount(axis.home).max())
-        distance = torch.minimum(axis.offset, 1.0 - axis.offset)
-        return distance < max(1 / 128, 0.5 / pixels)
+        _, offset = axis.centres()
+        pixels_per_patch = axis.pixels / (axis.patches * (axis.stop - axis.start))
+        return torch.minimum(offset, 1.0 - offset) < max(1 / 128, 0.501 / pixels_per_patch)
 
     line = near_border(axis_y)[:, None] | near_border(axis_x)[None, :]
-    return torch.where(line, image.new_tensor(1.0), image)
+    return torch.where(line.to(image.device), image.new_tensor(1.0), image)

@@ -54,8 +54,9 @@ def train(
     perceptual: torch.nn.Module | None = load_lpips(str(lpips)).to(device) if lpips and recipe.lpips else None
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-        model = torch.compile(model)
-        perceptual = torch.compile(perceptual, dynamic=False) if perceptual is not None else None
+        state.model.compile()
+        if perceptual is not None:
+            perceptual.compile(dynamic=False)
     if ranks > 1:
         model = DistributedDataParallel(model, gradient_as_bucket_view=True)
 

@@ -11,15 +11,25 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import ray
+import torch
+from ray import train as ray_train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer, get_device
 
 from models.errors import UserError
+from pipeline.batches import Pictures
 from pipeline.recipe import Budget, Recipe
+from pipeline.trainer import train
+from pipeline.training_set import load
 
 KEPT = 2
 RETRIES = 3  # of the whole group of workers, when one of them dies
@@ -40,14 +50,12 @@ class Run:
 
 def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]:
     """Train on the connected cluster and return the last report. Raises UserError as `pipeline.trainer.train` does."""
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
     out = settings.out if "://" in settings.out else str(Path(settings.out).resolve())
     storage, _, name = out.rstrip("/").rpartition("/")
+    board = ray.remote(Board).options(num_cpus=0).remote()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"settings": settings},
+        train_loop_config={"settings": settings, "board": board},
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=gpus > 0,
@@ -60,23 +68,51 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
             failure_config=FailureConfig(max_failures=RETRIES),
         ),
     )
-    metrics = trainer.fit().metrics or {}
+    with ThreadPoolExecutor(1) as reader:
+        shown = reader.submit(_show, board)
+        try:
+            metrics = trainer.fit().metrics or {}
+        finally:
+            board.close.remote()
+            shown.result()
     if "error" in metrics:
         raise UserError(metrics["error"])
     return metrics
 
 
+class Board:
+    """Lines that workers post and the driver shows: Ray Train's own log is too loud to read progress in."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.closed = False
+
+    def post(self, line: str) -> None:
+        """Add a line."""
+        self.lines.append(line)
+
+    def close(self) -> None:
+        """No more lines will come."""
+        self.closed = True
+
+    def take(self) -> tuple[list[str], bool]:
+        """The lines since the last call, and whether they are the last."""
+        lines, self.lines = self.lines, []
+        return lines, self.closed
+
+
+def _show(board: Any) -> None:
+    closed = False
+    while not closed:
+        time.sleep(1.0)
+        lines, closed = ray.get(board.take.remote())
+        for line in lines:
+            print(line, flush=True)
+
+
 def _worker(config: Mapping[str, Any]) -> None:
     """One rank: gather what `train` needs, and tell Ray what it reports."""
-    import torch
-    from ray import train as ray_train
-    from ray.train.torch import get_device
-
-    from pipeline.batches import Pictures
-    from pipeline.trainer import train
-    from pipeline.training_set import load
-
-    settings: Run = config["settings"]
+    settings, board = config["settings"], config["board"]
     context = ray_train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     device = get_device()
@@ -85,7 +121,7 @@ def _worker(config: Mapping[str, Any]) -> None:
 
     def report(metrics: dict[str, float], folder: Path | None) -> None:
         if rank == 0:
-            print(progress_line(metrics), flush=True)
+            board.post.remote(progress_line(metrics))
         if folder is not None:
             publish(settings.out, folder, int(metrics["step"]))
         ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(str(folder)) if folder else None)

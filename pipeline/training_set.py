@@ -61,15 +61,12 @@ def load(
 
     `stripe` = (r, w) takes the rows r, r + w, r + 2w, ... of the split: w workers share it without overlap, in an
     order that depends on the set alone. `detail` None leaves `large` empty. Arrays of more than `memory_bytes` live
-    in memory-mapped files in the folder `cache`, which stay, or else in files without a name, which vanish with the
-    process however it ends.
+    in memory-mapped files in the folder `cache`, which stay (a folder for each run: a second one overwrites them),
+    or else in files without a name, which vanish with the process however it ends (POSIX).
 
     Raises UserError where there is no prepared set, one of a later format, a damaged file, or no photograph.
     """
-    fs, root = locate(url)
-    record = prepared.read_record(fs, root, url)
-    if record is None:
-        raise UserError(f"{url} holds no prepared set; make one: python -m jobs.prepare --photos ... --out {url}")
+    fs, root, record = check(url)
     rank, workers = stripe
     assert 0 <= rank < workers
     split = "held-out" if heldout else "training"
@@ -97,6 +94,15 @@ def load(
     for done, _ in enumerate(ordered(partial(_decode, training_set), jobs), 1):
         progress.step(done)
     return training_set
+
+
+def check(url: str) -> tuple[Any, str, dict[str, Any]]:
+    """Find the prepared set at `url`: its file system, path there, and record. Raises UserError where there is none."""
+    fs, root = locate(url)
+    record = prepared.read_record(fs, root, url)
+    if record is None:
+        raise UserError(f"{url} holds no prepared set; make one: python -m jobs.prepare --photos ... --out {url}")
+    return fs, root, record
 
 
 @contextmanager

@@ -15,9 +15,12 @@ from models.splats import LIMITS, PARAMETERS, activate, initial_raw, random_fiel
 
 def plain(field, height, width, kernel, neighbourhood=3):
     """The formulas of the design, one pixel and one splat at a time, in float64."""
-    rows, columns, splats, _ = field.shape
+    rows, columns = field.shape[:2]
     image = torch.zeros(3, height, width, dtype=torch.float64)
-    window = lambda p: 1.0 if 0 <= p <= 1 else max(0.0, 0.5 + 0.5 * math.cos(math.pi * (max(-p, p - 1))))
+
+    def window(p):
+        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0.0, -p, p - 1)))
+
     for y in range(height):
         for x in range(width):
             px, py = (x + 0.5) / width * columns, (y + 0.5) / height * rows

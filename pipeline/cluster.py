@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,11 +85,19 @@ def _join() -> None:
         "excludes": ["*.safetensors", "__pycache__"],
     }
     in_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    address = os.environ["RAY_ADDRESS"]
     try:
+        _knock(address)
         ray.init(logging_level=logging.WARNING, runtime_env=None if in_job else environment)
-    except ConnectionError as error:
-        address = os.environ["RAY_ADDRESS"]
-        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address}: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, or unset it") from None
+
+
+def _knock(address: str) -> None:
+    """Raise an OSError at once if nobody listens at HOST:PORT; Ray itself tries for minutes."""
+    match = re.fullmatch(r"(?:ray://)?([^/]+):([0-9]+)", address)
+    if match:
+        socket.create_connection((match[1], int(match[2])), timeout=10).close()
 
 
 def _describe(local: bool) -> Cluster:

@@ -142,7 +142,7 @@ def run_shards(
                     progress.failures[attempt.shard.name] = reason + tried
             if running and now - last_end > stall_seconds:
                 raise UserError(_stalled(running.values(), now, stall_seconds))
-            if now - last_report >= report_seconds:
+            if running and now - last_report >= report_seconds:
                 report(progress)
                 last_report = now
     finally:

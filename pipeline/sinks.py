@@ -18,8 +18,8 @@ from PIL.PngImagePlugin import PngInfo
 from pipeline.plan import Shard
 from pipeline.store import DATA, Store
 
-# Higher levels save a few per cent and cost several times as long.
-PNG_LEVEL = 4
+# Measured on cats at 512 px: level 1 takes 15 ms and 330 KiB, 4 30 ms and 318, 6 85 ms and 304, 9 263 ms and 297.
+PNG_LEVEL = 1
 ROW_GROUP = 16
 
 

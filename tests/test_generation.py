@@ -1,0 +1,214 @@
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from conftest import make_weights
+from PIL import Image
+
+from jobs import cli, generate
+from models import checkpoint, sampler
+from models.denoiser import DenoiserConfig
+from pipeline.dataset import SplatDataset
+from pipeline.generation import generate_shard
+from pipeline.indices import Indices
+from pipeline.plan import PLAN_FILE
+
+ROOT = Path(__file__).parents[1]
+COUNT = 22
+QUICK = ["--steps", "2", "--solver", "euler", "--shard-size", "4", "--batch-size", "3"]
+
+
+def arguments(out: Path, weights: Path, *more: str, count: int = COUNT) -> list[str]:
+    return ["--out", str(out), "--weights", str(weights), "--count", str(count), "--seed", "7", *QUICK, *more]
+
+
+def command(*args: str) -> int:
+    return cli.run(generate.Options, generate.main, list(args))
+
+
+def data_bytes(root: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((root / "data").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def clean(ray_cluster, tiny_weights, tmp_path_factory) -> Path:
+    """An uninterrupted run with one worker."""
+    out = tmp_path_factory.mktemp("clean") / "splats"
+    assert command(*arguments(out, tiny_weights, "--workers", "1", "--rollout", "0-2,9")) == 0
+    return out
+
+
+def test_the_dataset_is_complete_and_nothing_else_is_there(clean):
+    shards = [f"shard-{i:05d}" for i in range(6)]
+    assert {str(path.relative_to(clean)) for path in clean.rglob("*") if path.is_file()} == {
+        PLAN_FILE,
+        "summary.json",
+        "README.md",
+        "rollout.png",
+        *(f"data/{shard}.parquet" for shard in shards),
+        *(f"_stats/{shard}.json" for shard in shards),
+    }
+    indices = pq.read_table(clean / "data", columns=["index"]).column("index").to_pylist()
+    assert sorted(indices) == list(range(COUNT))
+    source = SplatDataset(str(clean))
+    for record in source.store.committed():
+        source.store.verify(record)
+        assert record.rows == record.last - record.first + 1
+    assert "data_files: data/*.parquet" in (clean / "README.md").read_text()
+
+
+def test_three_workers_write_the_same_bytes_as_one(clean, tiny_weights, tmp_path):
+    assert command(*arguments(tmp_path / "three", tiny_weights, "--workers", "3")) == 0
+    assert data_bytes(tmp_path / "three") == data_bytes(clean)
+
+
+def test_a_picture_depends_on_its_seed_and_index_and_is_its_neighbours_distinct(clean, tiny_weights):
+    denoiser = checkpoint.load(tiny_weights)
+    ((indices, fields),) = SplatDataset(str(clean)).read(Indices.parse("5-7"))
+    alone = sampler.sample(denoiser, sampler.noise(7, [6], *denoiser.size), steps=2, solver="euler")
+    assert indices == [5, 6, 7]
+    torch.testing.assert_close(fields[1], alone[0], atol=5e-3, rtol=2e-3)  # float16 on disk
+    assert (fields[1] - fields[0]).abs().max() > 0.1
+
+
+def test_a_shard_is_a_pure_function_of_plan_weights_and_number(clean, tiny_weights):
+    denoiser = checkpoint.load(tiny_weights)
+    plan = SplatDataset(str(clean)).plan
+    torch.manual_seed(1)
+    first = generate_shard(denoiser, plan, plan.shard(5))
+    torch.manual_seed(2)
+    assert generate_shard(denoiser, plan, plan.shard(5)) == first
+    assert first == pq.read_table(clean / "data/shard-00005.parquet")
+    other = generate_shard(denoiser, dataclasses.replace(plan, seed=8), plan.shard(5))
+    assert other.column("splats") != first.column("splats")
+
+
+def test_the_rollout_sheet_goes_from_noise_to_the_generated_picture(clean, tiny_weights):
+    sheet = np.asarray(Image.open(clean / "rollout.png"))
+    assert sheet.shape == (3 * 64, 4 * 64, 3)  # noise and 2 network calls; pictures 0, 1, 2, 9
+    denoiser = checkpoint.load(tiny_weights)
+    noise = sampler.noise(7, [9], *denoiser.size)
+    top = sheet[:64, -64:].astype(float) / 127.5 - 1
+    np.testing.assert_allclose(top, noise[0].permute(1, 2, 0).clamp(-1, 1).numpy(), atol=0.01)
+    ((_, field),) = SplatDataset(str(clean)).read(Indices.parse("9"))
+    drawn = denoiser.draw(field, 64, 64)[0].permute(1, 2, 0).clamp(-1, 1).numpy()
+    np.testing.assert_allclose(sheet[-64:, -64:].astype(float) / 127.5 - 1, drawn, atol=0.03)
+
+
+def test_killed_and_run_again_gives_the_bytes_of_an_uninterrupted_run(ray_cluster, tiny_weights, tmp_path):
+    def options(out: Path) -> list[str]:
+        return arguments(out, tiny_weights, "--workers", "2", count=120)
+
+    out = tmp_path / "killed"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.generate", *options(out)], cwd=ROOT, start_new_session=True, env=os.environ
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not list(out.glob("_stats/*.json")):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    wait_for_session_end(process.pid)
+    committed = list(out.glob("_stats/*.json"))
+    assert 1 <= len(committed) < 30
+    torn = out / "data" / ".shard-00029.parquet.0123abcd.tmp"
+    torn.write_bytes(b"PAR1")
+    kept = {path: path.stat().st_mtime_ns for path in committed}
+
+    assert command(*options(out)) == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert command(*options(tmp_path / "clean")) == 0
+    assert len(data_bytes(out)) == 30
+    assert data_bytes(out) == data_bytes(tmp_path / "clean")
+
+
+def wait_for_session_end(session: int) -> None:
+    """Ray ends its processes when the driver that started them is gone; none may stay behind."""
+    deadline = time.monotonic() + 60
+    while left := [
+        entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and _session_of(entry) == session
+    ]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def _session_of(process: Path) -> int:
+    try:
+        state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+    except OSError:
+        return 0
+    return 0 if state == "Z" else int(session)
+
+
+def test_a_truncated_shard_is_made_again(clean, tiny_weights, tmp_path):
+    out = tmp_path / "set"
+    args = arguments(out, tiny_weights, count=8)
+    assert command(*args) == 0
+    good = data_bytes(out)
+    (out / "data/shard-00001.parquet").write_bytes(good["shard-00001.parquet"][:1000])
+    assert command(*args) == 0
+    assert data_bytes(out) == good
+
+
+def test_another_seed_in_the_same_place_is_refused_and_changes_nothing(clean, tiny_weights, capsys):
+    before = {path: path.stat().st_mtime_ns for path in clean.rglob("*")}
+    assert command(*arguments(clean, tiny_weights, "--seed", "8")) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "seed is 7 there, 8 here" in error
+    assert {path: path.stat().st_mtime_ns for path in clean.rglob("*")} == before
+
+
+def test_a_dry_run_prints_the_size_and_writes_nothing(tiny_weights, tmp_path, capsys):
+    assert command(*arguments(tmp_path / "none", tiny_weights, "--dry-run", count=1_000_000)) == 0
+    assert "250,000 shards of up to 4 pictures, 1,000,000 pictures" in capsys.readouterr().out
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--count", "-1"], "--count -1"),
+        (["--count", "0"], "--count 0"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--steps", "0"], "--steps 0"),
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--solver", "magic"], "unknown solver 'magic'; known: deis, dpmpp2m, euler, heun"),
+        (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--rollout", "0-22"], "--count 22 makes the pictures 0-21"),
+        (["--rollout", "a-b"], "cannot read the indices 'a-b'"),
+        (["--weights", "nowhere.safetensors"], "no weights at nowhere.safetensors"),
+        (["--out", "nonsense://x"], "cannot use nonsense://x"),
+        (["--out", "/dev/null/x"], "cannot write to /dev/null/x"),
+    ],
+)
+def test_mistakes_get_one_line_and_leave_nothing(tiny_weights, tmp_path, capsys, options, message):
+    assert command(*arguments(tmp_path / "out", tiny_weights), *options) == 1
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_of_another_shape_are_refused(tmp_path, capsys):
+    weights = tmp_path / "odd.safetensors"
+    data = make_weights(DenoiserConfig(width=32, blocks=2, heads=2))
+    weights.write_bytes(data.replace(b'\\"width\\": 32', b'\\"width\\": 64'))
+    assert command(*arguments(tmp_path / "out", weights)) == 1
+    assert "do not fit the model" in capsys.readouterr().err
+    weights.write_bytes(data[:-100])
+    assert command(*arguments(tmp_path / "out", weights)) == 1
+    assert "cannot be read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

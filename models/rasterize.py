@@ -220,8 +220,9 @@ def _with_grid(image: Tensor, axis_y: Axis, axis_x: Axis) -> Tensor:
     def near_border(axis: Axis) -> Tensor:
         home, place = axis.centres()
         pixels = int(torch.bincount(home).max())
+        place = place.to(image)  # in whose precision a pixel just beside the border is as near in every region
         distance = torch.minimum(place, 1.0 - place)
-        return (distance < max(1 / 128, 0.5 / pixels)).to(image.device)
+        return distance < max(1 / 128, 0.5 / pixels)
 
     line = near_border(axis_y)[:, None] | near_border(axis_x)[None, :]
     return torch.where(line, image.new_tensor(1.0), image)

@@ -215,14 +215,12 @@ def _as_depth(field: Tensor) -> Tensor:
 
 
 def _with_grid(image: Tensor, axis_y: Axis, axis_x: Axis) -> Tensor:
-    """Lines of 1/64 patch, at least a pixel, on the borders between patches."""
+    """Lines of 1/64 patch, at least one pixel on either side, along the borders between patches."""
 
     def near_border(axis: Axis) -> Tensor:
-        home, place = axis.centres()
-        pixels = int(torch.bincount(home).max())
-        place = place.to(image)  # in whose precision a pixel just beside the border is as near in every region
-        distance = torch.minimum(place, 1.0 - place)
-        return distance < max(1 / 128, 0.5 / pixels)
+        _, offset = axis.centres()
+        pixels_per_patch = axis.pixels / (axis.patches * (axis.stop - axis.start))
+        return torch.minimum(offset, 1.0 - offset) < max(1 / 128, 0.501 / pixels_per_patch)
 
     line = near_border(axis_y)[:, None] | near_border(axis_x)[None, :]
-    return torch.where(line, image.new_tensor(1.0), image)
+    return torch.where(line.to(image.device), image.new_tensor(1.0), image)

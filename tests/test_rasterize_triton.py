@@ -1,4 +1,5 @@
 """The fused kernels against the torch reference: on the device where there is one, else in Triton's interpreter."""
+# ruff: noqa: E402 - the interpreter is chosen before anything imports Triton
 
 import os
 

@@ -109,9 +109,7 @@ class EfficientNetLite0(FeatureNetwork):
         for num_blocks, kernel, first_stride, expansion, width_out in EFFICIENTNET_STAGES:
             for index in range(num_blocks):
                 stride = 1 if index else first_stride
-                blocks.append(
-                    InvertedBottleneck(width, width_out, kernel=kernel, stride=stride, expansion=expansion)
-                )
+                blocks.append(InvertedBottleneck(width, width_out, kernel=kernel, stride=stride, expansion=expansion))
                 width = width_out
         self._blocks = nn.Sequential(*blocks)
         self._conv_head = nn.Conv2d(width, self.width, 1, bias=False)

@@ -37,9 +37,7 @@ class Vgg16(nn.Module):
             stage = nn.ModuleList()
             for number in numbers:
                 convolution = nn.Conv2d(width_in, width, 3, padding=1)
-                convolution.load_state_dict(
-                    {key: weights[f"features.{number}.{key}"] for key in ("weight", "bias")}
-                )
+                convolution.load_state_dict({key: weights[f"features.{number}.{key}"] for key in ("weight", "bias")})
                 stage.append(convolution)
                 width_in = width
             self.stages.append(stage)
@@ -73,9 +71,7 @@ def load_vgg(path: str) -> Vgg16:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            names = [
-                f"features.{n}.{key}" for numbers, _ in STAGES for n in numbers for key in ("weight", "bias")
-            ]
+            names = [f"features.{n}.{key}" for numbers, _ in STAGES for n in numbers for key in ("weight", "bias")]
             absent = sorted(set(names) - set(file.keys()))
             if absent:
                 raise UserError(f"VGG16 weights {path} lack {', '.join(absent)}; {LAYOUT}")

@@ -40,9 +40,7 @@ def decode(data: bytes, name: str, side: int) -> np.ndarray:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{name} cannot be read as a picture: {error}") from error
     if picture.width != picture.height or picture.width < side:
-        raise UserError(
-            f"{name} is {picture.width} x {picture.height}; square pictures of {side} or more are needed"
-        )
+        raise UserError(f"{name} is {picture.width} x {picture.height}; square pictures of {side} or more are needed")
     pixels = np.asarray(picture)
     return pixels if picture.width == side else reduce_area(pixels, side)
 

@@ -52,7 +52,8 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
     """Train on the connected cluster and return the last report. Raises UserError as `pipeline.trainer.train` does."""
     out = settings.out if "://" in settings.out else str(Path(settings.out).resolve())
     storage, _, name = out.rstrip("/").rpartition("/")
-    board = ray.remote(Board).options(num_cpus=0).remote()
+    actor: Any = ray.remote(Board)
+    board = actor.options(num_cpus=0).remote()
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"settings": settings, "board": board},

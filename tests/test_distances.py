@@ -48,10 +48,7 @@ def test_kid_is_the_unbiased_sum_over_pairs() -> None:
 
     def mean(x: Tensor, y: Tensor, *, same: bool) -> float:
         values = [
-            (float(p @ q) / 4 + 1) ** 3
-            for i, p in enumerate(x)
-            for j, q in enumerate(y)
-            if not (same and i == j)
+            (float(p @ q) / 4 + 1) ** 3 for i, p in enumerate(x) for j, q in enumerate(y) if not (same and i == j)
         ]
         return sum(values) / len(values)
 
@@ -69,9 +66,7 @@ def test_kid_of_shifted_gaussians_has_a_closed_form() -> None:
         return 1 + 3 * moments[0] / width + 3 * moments[1] / width**2 + moments[2] / width**3
 
     length = width * shift**2
-    expected = (
-        expected_kernel(0, 0, 0) + expected_kernel(length, length, length) - 2 * expected_kernel(0, 0, length)
-    )
+    expected = expected_kernel(0, 0, 0) + expected_kernel(length, length, length) - 2 * expected_kernel(0, 0, length)
     zero, one = torch.zeros(width).double(), torch.eye(width).double()
     a, b = (exact_sample(seed, zero, one, count=2000) for seed in (5, 6))
     assert kid(a, b + shift) == pytest.approx(expected, rel=0.01)
@@ -110,6 +105,4 @@ def test_planted_copies_are_found_and_fresh_pictures_are_not() -> None:
     assert memorised(fresh, real).share < 0.03
     planted = fresh.clone()
     planted[:100] = real[500:600] + 1e-3 * normal(12, 100, 24)
-    assert memorised(planted, real).share == pytest.approx(
-        0.1 + 0.9 * memorised(fresh, real).share, abs=0.005
-    )
+    assert memorised(planted, real).share == pytest.approx(0.1 + 0.9 * memorised(fresh, real).share, abs=0.005)

@@ -134,9 +134,7 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
         load_pictures([str(tmp_path / "p.zip")])
 
 
-def test_the_command_refuses_too_few_pictures_in_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_refuses_too_few_pictures_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "cat.png").write_bytes(encoded(scenes(0, 1)[0]))
     out = tmp_path / "report.json"
     code = run(
@@ -145,9 +143,7 @@ def test_the_command_refuses_too_few_pictures_in_one_line(
         ["--generated", str(tmp_path), "--photos", str(tmp_path), "--out", str(out), "--device", "cpu"],
     )
     assert code == 1
-    assert capsys.readouterr().err.startswith(
-        "error: 0 pictures are too few for a covariance of 1,280 features"
-    )
+    assert capsys.readouterr().err.startswith("error: 0 pictures are too few for a covariance of 1,280 features")
     assert not out.exists()
     arguments = [
         "--generated",

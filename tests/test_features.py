@@ -25,9 +25,7 @@ def weights() -> dict[str, Tensor]:
     for numbers, width in STAGES:
         for number in numbers:
             deviation = (2 / (9 * width_in)) ** 0.5
-            tensors[f"features.{number}.weight"] = deviation * torch.randn(
-                width, width_in, 3, 3, generator=generator
-            )
+            tensors[f"features.{number}.weight"] = deviation * torch.randn(width, width_in, 3, 3, generator=generator)
             tensors[f"features.{number}.bias"] = 0.1 * torch.randn(width, generator=generator)
             width_in = width
     return {name: tensor.half() for name, tensor in tensors.items()}
@@ -44,9 +42,7 @@ def pictures(count: int, side: int = 64) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
-def test_vgg_taps_equal_the_layers_of_torchvision_one_by_one(
-    weights: dict[str, Tensor], vgg_file: Path
-) -> None:
+def test_vgg_taps_equal_the_layers_of_torchvision_one_by_one(weights: dict[str, Tensor], vgg_file: Path) -> None:
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     hidden = (image - torch.tensor(SHIFT).view(3, 1, 1)) / torch.tensor(SCALE).view(3, 1, 1)
     expected = []
@@ -100,9 +96,7 @@ def test_same_padding_puts_the_odd_pixel_last(size: int, kernel: int, stride: in
         corner = convolution(ramp)[0, 0, -1]
     steps = -(-size // stride)
     before = max((steps - 1) * stride + kernel - size, 0) // 2
-    expected = [
-        float(ramp[0, 0, 0, i * stride - before]) if i * stride >= before else 0 for i in range(steps)
-    ]
+    expected = [float(ramp[0, 0, 0, i * stride - before]) if i * stride >= before else 0 for i in range(steps)]
     assert corner.tolist() == expected
 
 

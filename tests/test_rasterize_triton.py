@@ -12,12 +12,12 @@ if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="the fused rasterizer needs Triton (Linux)")
 
-from models import rasterize_triton  # noqa: E402
-from models.kernels import DRAWABLE  # noqa: E402
-from models.pixels import Axis  # noqa: E402
-from models.rasterize import _draw as reference  # noqa: E402
-from models.rasterize_triton import CULLED_TILES, draw  # noqa: E402
-from models.splats import LIMITS, PARAMETERS, random_field  # noqa: E402
+from models import rasterize_triton
+from models.kernels import DRAWABLE
+from models.pixels import Axis
+from models.rasterize import _draw as reference
+from models.rasterize_triton import CULLED_TILES, draw
+from models.splats import LIMITS, PARAMETERS, random_field
 
 VALUE_TOLERANCE = 1e-4  # absolute, in [-1, 1] display space
 GRADIENT_TOLERANCE = 1e-3  # relative L2 norm, for each of the nine parameters

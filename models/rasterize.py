@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from models.errors import UserError, check_name
 from models.kernels import DRAWABLE, FALLOFF, KERNELS, log_window
 from models.pixels import Axis
-from models.splats import DEPTH_MAX, PARAMETERS
+from models.splats import PARAMETERS
 
 if find_spec("triton") and torch.version.cuda:
     from models import rasterize_triton
@@ -37,6 +37,7 @@ VIEWS = ("colour", "blobs", "depth", "patches")
 # and average.
 NATIVE_PIXELS = 8
 BLOB_SCALE = 7.0
+BLOB_DIMMEST = 0.3  # of the 2 between black and white
 # Splat-pixel pairs evaluated at once: cache-sized bands on the CPU, enough to fill the device on CUDA.
 PAIRS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
 
@@ -202,16 +203,27 @@ def _windows(offset: Tensor, home: Tensor, patches: int, neighbourhood: int) -> 
 
 
 def _as_blobs(field: Tensor) -> Tensor:
-    """Every splat a round dot of one size and depth; colours shifted so that nothing is black."""
-    u, v, _, _, _, r, g, b, _ = field.unbind(-1)
+    """Every splat a round dot of one size and depth on black, dim to bright.
+
+    Learned colours go far beyond the display's range, since a wavelet's flank turns them over: they are stretched to
+    what can be seen.
+    """
+    u, v, *_ = field.unbind(-1)
     scale, zero = torch.full_like(u, BLOB_SCALE), torch.zeros_like(u)
-    return torch.stack([u, v, scale, scale, zero, r + 1.0, g + 1.0, b + 1.0, zero], dim=-1)
+    bright = BLOB_DIMMEST + (2.0 - BLOB_DIMMEST) * _stretched(field[..., 5:8])
+    return torch.stack([u, v, scale, scale, zero, *bright.unbind(-1), zero], dim=-1)
 
 
 def _as_depth(field: Tensor) -> Tensor:
-    """Colours replaced by grey from black (lowest depth) to white (highest)."""
-    grey = field[..., 8:] / DEPTH_MAX
+    """Colours replaced by grey, from black at a picture's lowest depth to white at its highest."""
+    grey = 2.0 * _stretched(field[..., 8:]) - 1.0
     return torch.cat([field[..., :5], grey, grey, grey, field[..., 8:]], dim=-1)
+
+
+def _stretched(values: Tensor) -> Tensor:
+    """Values [B, H, W, K, n] moved to 0..1, by the least and the greatest of each picture."""
+    low, high = values.amin(dim=(1, 2, 3, 4), keepdim=True), values.amax(dim=(1, 2, 3, 4), keepdim=True)
+    return (values - low) / (high - low).clamp(min=1e-6)
 
 
 def _with_grid(image: Tensor, axis_y: Axis, axis_x: Axis) -> Tensor:

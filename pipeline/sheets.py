@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from models.denoiser import Denoiser
-from models.rasterize import to_uint8
+from models.rasterize import rasterize, to_uint8
 from models.sampler import noise, sample
 
 GAP = 4
@@ -34,3 +35,34 @@ def sample_sheet(denoiser: Denoiser, seed: int, *, count: int = 24, columns: int
         field = sample(denoiser, noise(seed, range(count), height, width).to(device), steps=steps, solver="deis")
         pictures = to_uint8(denoiser.draw(field, 2 * height, 2 * width)).cpu().numpy()
     return contact_sheet(list(pictures), columns)
+
+
+def anatomy_sheet(field: Tensor, kernel: str) -> Image.Image:
+    """One splat field [1, H, W, K, P] at 1024 and at 64 pixels, and its views: 1024 wide, 2048 high."""
+    sheet = Image.new("RGB", (1024, 2048), "white")
+    small = _drawn(field, 64, kernel).resize((512, 512), Image.Resampling.NEAREST)
+    parts = [
+        (_drawn(field, 1024, kernel), (0, 0), "drawn at 1024 px"),
+        (small, (0, 1024), "the same splats at 64 px"),
+        (_drawn(field, 512, kernel, "blobs"), (512, 1024), "blobs: every splat a dot"),
+        (_drawn(field, 512, kernel, "patches"), (0, 1536), "patches: 16 splats in each"),
+        (_drawn(field, 512, kernel, "depth"), (512, 1536), "depth: who covers whom"),
+    ]
+    for picture, place, caption in parts:
+        sheet.paste(picture, place)
+        text = ImageDraw.Draw(sheet)
+        at = (place[0] + 12, place[1] + picture.height - 36)
+        text.text(at, caption, fill="white", font=ImageFont.load_default(24), stroke_width=2, stroke_fill="black")
+    return sheet
+
+
+def side_by_side(left: Image.Image, right: Image.Image) -> Image.Image:
+    """Two sheets, tops aligned."""
+    sheet = Image.new("RGB", (left.width + right.width, max(left.height, right.height)), "white")
+    sheet.paste(left, (0, 0))
+    sheet.paste(right, (left.width, 0))
+    return sheet
+
+
+def _drawn(field: Tensor, size: int, kernel: str, view: str = "colour") -> Image.Image:
+    return Image.fromarray(to_uint8(rasterize(field, size, size, kernel=kernel, view=view))[0].numpy())

@@ -69,9 +69,9 @@ def survey(url: str) -> Place:
     try:
         info = fs.info(path)
     except FileNotFoundError as error:
-        raise UserError(f"--photos {url}: nothing is there") from error
+        raise UserError(f"{url}: nothing is there") from error
     except Exception as error:  # each remote filesystem has its own kinds: no credentials, no such host, ...
-        raise UserError(f"--photos {url} cannot be reached: {error}") from error
+        raise UserError(f"{url} cannot be reached: {error}") from error
 
     ignored: Counter[str] = Counter()
     if info["type"] == "directory":
@@ -85,7 +85,7 @@ def survey(url: str) -> Place:
     elif _suffix(path) in IMAGE_SUFFIXES | PARQUET_SUFFIXES | {".zip"}:
         files = [(url, path, info["size"] or 0)]
     else:
-        raise UserError(f"--photos {url} is neither a folder nor a .zip, .parquet or picture file")
+        raise UserError(f"{url} is neither a folder nor a .zip, .parquet or picture file")
 
     count = 0
     for name, file, _ in files:
@@ -98,7 +98,7 @@ def survey(url: str) -> Place:
             count += 1
     if not count:
         only = f" (only {', '.join(f'{n} {s}' for s, n in ignored.most_common(5))})" if ignored else ""
-        raise UserError(f"--photos {url}: no photographs{only}; known: {' '.join(sorted(IMAGE_SUFFIXES))}")
+        raise UserError(f"{url}: no photographs{only}; known: {' '.join(sorted(IMAGE_SUFFIXES))}")
     return Place(url, fs, tuple(files), count, ignored)
 
 

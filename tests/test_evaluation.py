@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from torch import Tensor
@@ -18,7 +15,7 @@ from jobs.evaluate import Options, main
 from models.errors import UserError
 from models.features import FeatureNetwork, Features
 from pipeline.evaluation import as_table, evaluate
-from pipeline.pictures import load_pictures, reduce_area
+from pipeline.pictures import load_pictures
 
 
 class BlockMeans(FeatureNetwork):
@@ -35,12 +32,6 @@ def scenes(seed: int, count: int) -> np.ndarray:
     """Pictures of 4 x 4 random blocks."""
     blocks = np.random.default_rng(seed).integers(0, 256, (count, 4, 4, 3), dtype=np.uint8)
     return blocks.repeat(16, axis=1).repeat(16, axis=2)
-
-
-def test_area_reduction_at_a_ratio_that_is_not_whole() -> None:
-    pixels = np.random.default_rng(3).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    fine = pixels.repeat(4, axis=0).repeat(4, axis=1).reshape(4, 6, 4, 6, 3)
-    np.testing.assert_array_equal(reduce_area(pixels, 4), np.floor(fine.mean(axis=(1, 3)) + 0.5))
 
 
 @pytest.fixture(scope="module")
@@ -87,51 +78,22 @@ def test_sets_that_cannot_be_compared_are_refused(real: np.ndarray) -> None:
         evaluate(scenes(1, 500)[:, :32, :32], real, networks=networks)
 
 
-def test_the_same_pictures_from_folder_zip_and_parquet(tmp_path: Path) -> None:
-    expected = scenes(2, 3)
-    # Photographs may be larger: doubled and perturbed by what an average over 2 x 2 cancels.
-    large = expected.repeat(2, axis=1).repeat(2, axis=2).clip(1, 254)
+def test_pictures_of_any_size_and_place_and_bad_ones_named(tmp_path: Path) -> None:
+    expected = scenes(2, 3).clip(1, 254)
+    # Rendered pictures may be larger: doubled and perturbed by what an average over 2 x 2 cancels.
+    large = expected.repeat(2, axis=1).repeat(2, axis=2)
     large[:, ::2, ::2] += 1
     large[:, 1::2, 1::2] -= 1
-    expected = expected.clip(1, 254)
-    (tmp_path / "folder" / "deep").mkdir(parents=True)
-    names = ["a.png", "b.png", "deep/c.png"]
-    for name, picture in zip(names, expected, strict=True):
-        (tmp_path / "folder" / name).write_bytes(encoded(picture))
-    (tmp_path / "folder" / "notes.txt").write_text("not a picture")
-    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
-        for name, picture in zip(names, expected, strict=True):
-            archive.writestr(name, encoded(picture))
-    rows = [{"bytes": encoded(picture), "path": name} for name, picture in zip(names, large, strict=True)]
-    pq.write_table(pa.table({"index": [0, 1, 2], "image": rows}), tmp_path / "p.parquet")
-    for name in ("folder", "p.zip", "p.parquet"):
-        np.testing.assert_array_equal(load_pictures([str(tmp_path / name)]), expected)
-    both = load_pictures([f"file://{tmp_path}/p.zip", str(tmp_path / "folder" / "a.png")])
-    np.testing.assert_array_equal(both, expected[[0, 1, 2, 0]])
-
-
-def test_bad_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"{tmp_path}/none: no pictures there"):
-        load_pictures([f"{tmp_path}/none"])
-    (tmp_path / "torn.png").write_bytes(encoded(scenes(0, 1)[0])[:90])
+    (tmp_path / "shard").mkdir()
+    for name, picture in zip("abc", large, strict=True):
+        (tmp_path / "shard" / f"{name}.png").write_bytes(encoded(picture))
+    (tmp_path / "plan.json").write_text("not a picture")
+    np.testing.assert_array_equal(load_pictures([str(tmp_path)]), expected)
+    (tmp_path / "shard" / "torn.png").write_bytes(encoded(expected[0])[:90])
     with pytest.raises(UserError, match=r"torn\.png cannot be read"):
         load_pictures([str(tmp_path)])
-    (tmp_path / "torn.png").write_bytes(encoded(scenes(0, 1)[0, :32]))
-    with pytest.raises(UserError, match=r"torn\.png is 64 x 32; square"):
-        load_pictures([str(tmp_path)])
-    pq.write_table(pa.table({"splats": [1]}), tmp_path / "p.parquet")
-    with pytest.raises(UserError, match=r"p\.parquet: no column image.*its columns: splats"):
-        load_pictures([str(tmp_path / "p.parquet")])
-    empty = pa.table({"image": pa.array([], pa.struct({"bytes": pa.binary(), "path": pa.string()}))})
-    pq.write_table(empty, tmp_path / "p.parquet")
-    with pytest.raises(UserError, match=r"p\.parquet: no pictures there"):
-        load_pictures([str(tmp_path / "p.parquet")])
-    (tmp_path / "p.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(UserError, match=r"p\.parquet is not an intact Parquet file"):
-        load_pictures([str(tmp_path / "p.parquet")])
-    (tmp_path / "p.zip").write_bytes(b"PK and no more")
-    with pytest.raises(UserError, match=r"p\.zip is not an intact zip"):
-        load_pictures([str(tmp_path / "p.zip")])
+    with pytest.raises(UserError, match="nothing is there"):
+        load_pictures([f"{tmp_path}/none"])
 
 
 def test_the_command_refuses_too_few_pictures_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

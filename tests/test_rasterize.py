@@ -40,12 +40,12 @@ def plain(field, height, width, kernel, neighbourhood=3):
     return image
 
 
-def border_ratio(image, patches=8):
-    """Mean step across patch borders over mean step inside patches; sides are a multiple of `patches`."""
+def border_ratio(image, patches=(8, 8)):
+    """Mean step across patch borders over mean step inside patches; sides are multiples of the (rows, columns)."""
     ratio = []
-    for axis in (2, 3):
+    for axis, count in zip((2, 3), patches, strict=True):
         step = image.diff(dim=axis).abs().mean(dim=[d for d in range(4) if d != axis])
-        border = torch.arange(1, image.shape[axis]) % (image.shape[axis] // patches) == 0
+        border = torch.arange(1, image.shape[axis]) % (image.shape[axis] // count) == 0
         ratio.append(float(step[border].mean() / step[~border].mean()))
     return sum(ratio) / 2
 
@@ -67,8 +67,8 @@ def test_agrees_with_a_plain_loop(generator, kernel, neighbourhood, size):
 def test_patch_borders_do_not_show(generator):
     # 64 pixels a patch, as an 8x8 grid has at 512 px; a smaller grid has the same borders in less time.
     field = random_field(generator, 64, 3, 3, 16)
-    assert border_ratio(rasterize(field, 192, 192), patches=3) <= 1.02
-    assert border_ratio(rasterize(field[:8], 192, 192, neighbourhood=1), patches=3) >= 2
+    assert border_ratio(rasterize(field, 192, 192), patches=(3, 3)) <= 1.02
+    assert border_ratio(rasterize(field[:8], 192, 192, neighbourhood=1), patches=(3, 3)) >= 2
 
 
 @pytest.mark.parametrize("view", VIEWS)

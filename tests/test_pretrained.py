@@ -1,0 +1,47 @@
+"""The bundled weights: their cats hold together at every size, and the default solver earns its place."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models import checkpoint, sampler
+from models.rasterize import rasterize
+from tests.test_rasterize import border_ratio
+
+
+@pytest.fixture(scope="module")
+def denoiser():
+    return checkpoint.load(checkpoint.PRETRAINED)
+
+
+@pytest.fixture(scope="module")
+def cats(denoiser):
+    """Sixteen generated cats."""
+    return sampler.sample(denoiser, sampler.noise(7, range(16), *denoiser.size), steps=6, solver="deis")
+
+
+def psnr(a, b):
+    """In dB, of pictures in [-1, 1] clamped for display."""
+    return float(-10 * torch.log10((a.clamp(-1, 1) - b.clamp(-1, 1)).square().mean() / 4))
+
+
+def test_cats_agree_with_themselves_at_other_sizes(cats):
+    large = rasterize(cats[:4], 512, 512).clamp(-1, 1)
+    assert psnr(F.avg_pool2d(large, 8), rasterize(cats[:4], 64, 64)) >= 38
+
+
+def test_no_patch_borders_in_cats(cats):
+    # The two middle rows of patches of each cat, as drawn at 512 px: a quarter of the pixels, all kinds of borders.
+    middle = [rasterize(cat[None], 128, 512, region=(0, 3 / 8, 1, 5 / 8)) for cat in cats]
+    ratios = [border_ratio(image, patches=(2, 8)) for image in middle]
+    assert sum(ratios) / len(ratios) <= 1.05
+
+
+def test_multistep_is_nearer_to_a_long_rollout_than_euler(denoiser):
+    noise = sampler.noise(7, [2], *denoiser.size)
+
+    def picture(solver, steps):
+        return denoiser.draw(sampler.sample(denoiser, noise, steps=steps, solver=solver), *denoiser.size)
+
+    long = picture("euler", 256)
+    assert psnr(picture("deis", 16), long) > psnr(picture("euler", 16), long) + 1

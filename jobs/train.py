@@ -88,6 +88,7 @@ def main(options: Options) -> None:
         print("no --lpips file: training without the perceptual term; pictures will be softer")
     else:
         load_lpips(options.lpips)
+    training.claim(options.out)
     recipe = Recipe(
         model=DenoiserConfig(kernel=options.kernel, width=options.width, blocks=options.blocks, heads=options.heads),
         batch=options.batch,

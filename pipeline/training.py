@@ -61,14 +61,10 @@ class Run:
 def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]:
     """Train on the connected cluster and return what the last checkpoint reported.
 
-    Raises UserError for what the user can mend: photographs, perceptual weights, another recipe in `out`, a place
-    that cannot be written, a loss that is not finite.
+    Raises UserError for what the user can mend: photographs, perceptual weights, another recipe in `out`, a loss
+    that is not finite.
     """
     store = Store(settings.out)
-    try:
-        store.write("README.md", README.encode())
-    except OSError as error:
-        raise UserError(f"cannot write to {store.url}: {error.strerror or error}") from None
     storage, _, name = store.url.rpartition("/")
     actor: Any = ray.remote(Board)
     board = actor.options(num_cpus=0).remote()
@@ -98,6 +94,15 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
     if mistake:
         raise UserError(mistake)
     return metrics
+
+
+def claim(out: str) -> None:
+    """Make the folder of a run, or find it. Raises UserError where it cannot be written to."""
+    store = Store(out)
+    try:
+        store.write("README.md", README.encode())
+    except OSError as error:
+        raise UserError(f"cannot write to {store.url}: {error.strerror or error}") from None
 
 
 class Board:

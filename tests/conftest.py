@@ -91,13 +91,14 @@ def wait_for_session_end(session: int) -> None:
     """Ray ends its processes when the driver that started them is gone; none may stay behind."""
     deadline = time.monotonic() + 60
     while left := [
-        entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and _session_of(entry) == session
+        entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and session_of(entry) == session
     ]:
         assert time.monotonic() < deadline, left
         time.sleep(0.1)
 
 
-def _session_of(process: Path) -> int:
+def session_of(process: Path) -> int:
+    """The session of a process, by its folder in /proc; 0 if it has ended."""
     try:
         state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
     except OSError:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from ray.train.torch import TorchTrainer, get_device
 from models.errors import UserError
 from models.perceptual import load_lpips
 from pipeline.batches import Pictures
+from pipeline.board import Board, show
 from pipeline.recipe import Budget, Recipe
 from pipeline.store import Store
 from pipeline.trainer import train
@@ -84,7 +84,7 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
         ),
     )
     with ThreadPoolExecutor(1) as reader:
-        shown = reader.submit(_show, board)
+        shown = reader.submit(show, board)
         try:
             metrics = trainer.fit().metrics or {}
         finally:
@@ -103,48 +103,6 @@ def claim(out: str) -> None:
         store.write("README.md", README.encode())
     except OSError as error:
         raise UserError(f"cannot write to {store.url}: {error.strerror or error}") from None
-
-
-class Board:
-    """Lines that workers post and the driver shows: Ray Train's own log is too loud to read progress in.
-
-    Also the mistake that ended training, since Ray Train's result keeps only what was reported with a checkpoint.
-    """
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.closed = False
-        self.stopped_by: str | None = None
-
-    def post(self, line: str) -> None:
-        """Add a line."""
-        self.lines.append(line)
-
-    def stop(self, mistake: str) -> None:
-        """Training ended because of a mistake of the user's."""
-        self.stopped_by = mistake
-
-    def mistake(self) -> str | None:
-        """What `stop` said, if it was called."""
-        return self.stopped_by
-
-    def close(self) -> None:
-        """No more lines will come."""
-        self.closed = True
-
-    def take(self) -> tuple[list[str], bool]:
-        """The lines since the last call, and whether they are the last."""
-        lines, self.lines = self.lines, []
-        return lines, self.closed
-
-
-def _show(board: Any) -> None:
-    closed = False
-    while not closed:
-        time.sleep(1.0)
-        lines, closed = ray.get(board.take.remote())
-        for line in lines:
-            print(line, flush=True)
 
 
 def _worker(config: Mapping[str, Any]) -> None:

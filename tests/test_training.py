@@ -23,7 +23,7 @@ from pipeline import training
 from pipeline.prepared import RECORD
 
 ROOT = Path(__file__).parents[1]
-STEPS, REPORT, SAVE = 45, 5, 15
+STEPS, REPORT, SAVE = 32, 4, 16
 # With photographs of 256 pixels as the large ones, one of the two ranks has none of them in its batches.
 TINY = [*["--workers", "2", "--batch", "4", "--detail", "256", "--learning-rate", "0.03"]]
 TINY += [*["--width", "48", "--blocks", "2", "--heads", "2"]]

@@ -25,8 +25,8 @@ from pipeline.prepared import RECORD
 ROOT = Path(__file__).parents[1]
 STEPS, REPORT, SAVE = 32, 4, 16
 # With photographs of 256 pixels as the large ones, one of the two ranks has none of them in its batches.
-TINY = [*["--workers", "2", "--batch", "4", "--detail", "256", "--learning-rate", "0.03"]]
-TINY += [*["--width", "48", "--blocks", "2", "--heads", "2"]]
+TINY = ["--workers", "2", "--batch", "4", "--detail", "256", "--learning-rate", "0.06"]
+TINY += ["--width", "48", "--blocks", "2", "--heads", "2"]
 OFTEN = ["--report-every", str(REPORT), "--save-every", str(SAVE)]
 
 
@@ -76,7 +76,7 @@ def test_two_workers_learn_and_continue_after_a_kill(ray_cluster, prepared_cats,
     assert history[-1]["minutes"] > before[-1]["minutes"]
 
     first, last = (sum(entry["loss"] for entry in part) / 3 for part in (history[:3], history[-3:]))
-    assert last < 0.7 * first
+    assert last < 0.8 * first  # 0.58 when this was written
 
     denoiser = checkpoint.load(out / "weights.safetensors")
     assert denoiser.config.width == 48

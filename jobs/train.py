@@ -7,6 +7,7 @@ The same command continues a run that was stopped. OUT/weights.safetensors is wh
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,10 @@ class Options:
             raise UserError("say how long to train: give --steps or --minutes, or both")
         for name in ("workers", "steps", "minutes", "batch", "learning_rate", "width", "blocks", "heads"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise UserError(f"--{name.replace('_', '-')} {value} is not possible; give a number above 0")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed {self.seed} is not possible; give a number from 0 to {2**63 - 1}")
         for name in ("report_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -85,6 +88,7 @@ def main(options: Options) -> None:
         print("no --lpips file: training without the perceptual term; pictures will be softer")
     else:
         load_lpips(options.lpips)
+    training.claim(options.out)
     recipe = Recipe(
         model=DenoiserConfig(kernel=options.kernel, width=options.width, blocks=options.blocks, heads=options.heads),
         batch=options.batch,
@@ -97,6 +101,8 @@ def main(options: Options) -> None:
     photos = options.photos if "://" in options.photos else str(Path(options.photos).resolve())
     settings = training.Run(photos, options.out, recipe, budget, options.workers, options.detail, lpips)
     with connect() as cluster:
+        if cluster.local and 0 < cluster.gpus < options.workers:
+            raise UserError(f"--workers {options.workers} need a GPU each; this machine has {cluster.gpus:.0f}")
         last = training.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(options.workers, 1))
     print(f"trained {last['step']:,.0f} steps in {last['minutes']:.1f} minutes: {options.out}/weights.safetensors")
 

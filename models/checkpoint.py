@@ -36,7 +36,17 @@ def dump(state: dict[str, Tensor], config: DenoiserConfig, *, precision: str, ab
         else:
             tensors[name] = tensor.half() if precision == "float16" else tensor
     header = {"format": FORMAT, "config": json.dumps(asdict(config)), "about": json.dumps(about)}
-    return save_tensors(tensors, metadata=header)
+    return with_sorted_metadata(save_tensors(tensors, metadata=header))
+
+
+def with_sorted_metadata(data: bytes) -> bytes:
+    """The same safetensors file with its metadata in the order of names: the library writes any order."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def quantise(matrix: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,7 +61,7 @@ def parse(data: bytes, name: str) -> Denoiser:
     try:
         config = DenoiserConfig(**json.loads(header["config"]))
         tensors = load_tensors(data)
-    except (SafetensorError, TypeError, ValueError, KeyError) as error:
+    except (UserError, SafetensorError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"weights {name} cannot be read: {error}; give a file made by jobs.train") from None
     state = {
         key: tensor.float() * tensors[key + SCALE_SUFFIX][:, None] if tensor.dtype == torch.int8 else tensor.float()

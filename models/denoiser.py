@@ -30,7 +30,8 @@ class DenoiserConfig:
 
     def __post_init__(self) -> None:
         check_name("kernel", self.kernel, KERNELS)
-        assert self.width % (4 * self.heads) == 0
+        if self.width % (4 * self.heads):
+            raise ValueError(f"width {self.width} is not a multiple of 4 times {self.heads} heads")
 
     @property
     def height_pixels(self) -> int:

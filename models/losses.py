@@ -19,6 +19,8 @@ from torch import Tensor
 from models.denoiser import Denoiser
 from models.rasterize import Region
 
+TERMS = ("loss", "velocity", "perceptual", "detail", "detail_perceptual")
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -70,7 +72,7 @@ def training_loss(
     region: Region = (0.0, 0.0, 1.0, 1.0),
     lpips: torch.nn.Module | None = None,
 ) -> dict[str, Tensor]:
-    """The terms of the loss, each a scalar; their sum, "loss", is what to minimise.
+    """Those of TERMS that are on, each a scalar; "loss", the sum of the others, is what to minimise.
 
     `clean` and `noise` are [B, 3, Y, X], `t` [B] from `draw_times`, once for the detailed pictures at the front and
     once for the rest. `detailed` [M, 3, S, S] is `region` of the first M pictures at high resolution. `denoiser` maps

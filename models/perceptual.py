@@ -50,4 +50,8 @@ def load_lpips(path: str) -> Lpips:
         absent = sorted(set(names) - set(file.keys()))
         if absent:
             raise UserError(f"LPIPS weights {path} lack {', '.join(absent)}; the README says how to make the file")
-        return Lpips(trunk, [file.get_tensor(name) for name in names]).eval()
+        heads = [file.get_tensor(name) for name in names]
+    for name, head, (_, width) in zip(names, heads, STAGES, strict=True):
+        if head.numel() != width:
+            raise UserError(f"LPIPS weights {path}: {name} has {head.numel()} numbers, not {width}")
+    return Lpips(trunk, heads).eval()

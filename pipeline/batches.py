@@ -60,7 +60,10 @@ class Pictures:
         if self.resident:
             chosen = pictures[rows]
         else:
-            chosen = pictures[rows.cpu()].pin_memory().to(self.device, non_blocking=True)
+            chosen = pictures[rows.to(pictures.device)]
+            if self.device.type == "cuda":
+                chosen = chosen.pin_memory()  # so that the copy runs beside the host's work
+            chosen = chosen.to(self.device, non_blocking=True)
         image = chosen.permute(0, 3, 1, 2).float() / 127.5 - 1.0
         return torch.where(mirrored[:, None, None, None], image.flip(3), image)
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models.errors import UserError
-from models.losses import training_loss
-from models.perceptual import load_lpips
+from models.losses import TERMS, training_loss
+from models.perceptual import Lpips
 from pipeline.batches import Pictures, make_batch
 from pipeline.recipe import Budget, Recipe, learning_rate
 from pipeline.sheets import sample_sheet
@@ -30,28 +30,25 @@ Report = Callable[[dict[str, float], Path | None], None]
 
 
 def train(
+    state: State,
     recipe: Recipe,
     budget: Budget,
     pictures: Pictures,
     *,
     report: Report,
     work: Path,
-    lpips: Path | None = None,
-    resume: Path | None = None,
+    perceptual: Lpips | None = None,
     rank: int = 0,
     ranks: int = 1,
-) -> State:
-    """Train until the budget is spent; call `report` on every rank equally often.
+) -> None:
+    """Train `state` on until the budget is spent; call `report` on every rank equally often.
 
-    Checkpoints are made in `work` by rank 0 and handed to `report`. Raises UserError when the loss is not finite (the
-    checkpoints reported so far stay good) and when `resume` holds another recipe.
+    `state`, `pictures` and `perceptual` are on one device. Checkpoints are made in `work` by rank 0 and handed to
+    `report`. Raises UserError, on all ranks alike, when the loss is not finite; the checkpoints reported so far stay
+    good.
     """
     device = pictures.device
-    state = State.new(recipe, device)
-    if resume is not None:
-        state.restore(resume, recipe)
     model: torch.nn.Module = state.model
-    perceptual: torch.nn.Module | None = load_lpips(str(lpips)).to(device) if lpips and recipe.lpips else None
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         state.model.compile()
@@ -67,7 +64,7 @@ def train(
             batch = upcoming.result()
             upcoming = ahead.submit(make_batch, recipe, pictures, state.step + 1, rank, ranks)
             for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, state.step, log.progress)
+                group["lr"] = learning_rate(recipe, state.step, budget.progress(state.step, state.seconds))
             terms = training_loss(model, state.model, objective=recipe.objective, lpips=perceptual, **batch)
             terms["loss"].backward()
             terms["norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
@@ -84,7 +81,6 @@ def train(
                     state.save(work, recipe)
                     sample_sheet(state.average, recipe.seed).save(work / "sheet.png")
                 report(metrics, work if save and rank == 0 else None)
-    return state
 
 
 class Meter:
@@ -92,7 +88,7 @@ class Meter:
 
     def __init__(self, state: State, recipe: Recipe, budget: Budget, device: torch.device) -> None:
         self.state, self.recipe, self.budget, self.device = state, recipe, budget, device
-        self.sums: dict[str, Tensor] = {}
+        self.sums = self.zeros()
         self.steps = 0
         self.since = time.monotonic()
         self.progress = budget.progress(state.step, state.seconds)
@@ -100,8 +96,12 @@ class Meter:
     def add(self, terms: dict[str, Tensor]) -> None:
         """Take one step's terms."""
         for name, value in terms.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+            self.sums[name] += value.detach()
         self.steps += 1
+
+    def zeros(self) -> dict[str, Tensor]:
+        """Nothing summed yet. All ranks sum the same names, though one may have no detailed pictures."""
+        return {name: torch.zeros((), device=self.device) for name in (*TERMS, "norm")}
 
     def flush(self, ranks: int) -> dict[str, float]:
         """Means since the last flush, with rate and time left; the same on every rank. Raises UserError on NaN."""
@@ -114,6 +114,8 @@ class Meter:
             values /= ranks
         metrics = dict(zip([*self.sums, "seconds"], values.tolist(), strict=True))
         seconds = metrics["seconds"]
+        # Terms that are off are 0 on every rank.
+        metrics = {name: value for name, value in metrics.items() if value != 0.0}
         if not all(math.isfinite(value) for value in metrics.values()):
             raise UserError(
                 f"the loss is not finite between steps {self.state.step - self.steps} and {self.state.step}; "
@@ -128,5 +130,5 @@ class Meter:
             "eta_minutes": self.state.seconds / 60.0 * (1.0 / self.progress - 1.0),
         }
         self.state.history.append({key: float(f"{value:.6g}") for key, value in metrics.items()})
-        self.sums, self.steps, self.since = {}, 0, now
+        self.sums, self.steps, self.since = self.zeros(), 0, now
         return metrics

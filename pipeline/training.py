@@ -3,6 +3,7 @@
     OUT/checkpoint_.../   state and weights, the last KEPT of them, managed by Ray Train
     OUT/sheets/           the same 24 noises as cats, at every checkpoint
     OUT/weights.safetensors, OUT/history.json     the averaged weights, and what was reported, of the last checkpoint
+    OUT/README.md         says this
 
 Running again with the same OUT continues from the last checkpoint there.
 """
@@ -11,28 +12,37 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import ray
 import torch
+import torch.distributed as dist
 from ray import train as ray_train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
 from models.errors import UserError
+from models.perceptual import load_lpips
 from pipeline.batches import Pictures
+from pipeline.board import Board, show
 from pipeline.recipe import Budget, Recipe
+from pipeline.store import Store
 from pipeline.trainer import train
 from pipeline.training_set import load
+from pipeline.training_state import State
 
 KEPT = 2
 RETRIES = 3  # of the whole group of workers, when one of them dies
+HOST_SHARE = 0.5  # part of a machine's memory that photographs may take; more of them are mapped from files
+README = """A training run of splatcats. `weights.safetensors` holds the averaged weights of the last checkpoint, for
+`python -m jobs.generate --weights`, `history.json` what was reported up to it, `sheets/` the same noises as cats at
+every checkpoint. The folders `checkpoint_...` are what the same command continues from.
+"""
 
 
 @dataclass(frozen=True)
@@ -49,14 +59,18 @@ class Run:
 
 
 def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]:
-    """Train on the connected cluster and return the last report. Raises UserError as `pipeline.trainer.train` does."""
-    out = settings.out if "://" in settings.out else str(Path(settings.out).resolve())
-    storage, _, name = out.rstrip("/").rpartition("/")
+    """Train on the connected cluster and return what the last checkpoint reported.
+
+    Raises UserError for what the user can mend: photographs, perceptual weights, another recipe in `out`, a loss
+    that is not finite.
+    """
+    store = Store(settings.out)
+    storage, _, name = store.url.rpartition("/")
     actor: Any = ray.remote(Board)
     board = actor.options(num_cpus=0).remote()
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"settings": settings, "board": board},
+        train_loop_config={"settings": settings, "store": store, "board": board},
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=gpus > 0,
@@ -64,88 +78,99 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=storage,
+            storage_path=storage or "/",
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
             failure_config=FailureConfig(max_failures=RETRIES),
         ),
     )
     with ThreadPoolExecutor(1) as reader:
-        shown = reader.submit(_show, board)
+        shown = reader.submit(show, board)
         try:
             metrics = trainer.fit().metrics or {}
         finally:
             board.close.remote()
             shown.result()
-    if "error" in metrics:
-        raise UserError(metrics["error"])
+    mistake = ray.get(board.mistake.remote())
+    if mistake:
+        raise UserError(mistake)
     return metrics
 
 
-class Board:
-    """Lines that workers post and the driver shows: Ray Train's own log is too loud to read progress in."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.closed = False
-
-    def post(self, line: str) -> None:
-        """Add a line."""
-        self.lines.append(line)
-
-    def close(self) -> None:
-        """No more lines will come."""
-        self.closed = True
-
-    def take(self) -> tuple[list[str], bool]:
-        """The lines since the last call, and whether they are the last."""
-        lines, self.lines = self.lines, []
-        return lines, self.closed
-
-
-def _show(board: Any) -> None:
-    closed = False
-    while not closed:
-        time.sleep(1.0)
-        lines, closed = ray.get(board.take.remote())
-        for line in lines:
-            print(line, flush=True)
+def claim(out: str) -> None:
+    """Make the folder of a run, or find it. Raises UserError where it cannot be written to."""
+    store = Store(out)
+    try:
+        store.write("README.md", README.encode())
+    except OSError as error:
+        raise UserError(f"cannot write to {store.url}: {error.strerror or error}") from None
 
 
 def _worker(config: Mapping[str, Any]) -> None:
     """One rank: gather what `train` needs, and tell Ray what it reports."""
-    settings, board = config["settings"], config["board"]
+    settings, store, board = config["settings"], config["store"], config["board"]
     context = ray_train.get_context()
     rank, ranks = context.get_world_rank(), context.get_world_size()
     device = get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    else:
+        torch.cuda.set_device(device)
 
     def report(metrics: dict[str, float], folder: Path | None) -> None:
         if rank == 0:
             board.post.remote(progress_line(metrics))
         if folder is not None:
-            publish(settings.out, folder, int(metrics["step"]))
+            publish(store, folder, int(metrics["step"]))
         ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(str(folder)) if folder else None)
 
     try:
-        with tempfile.TemporaryDirectory() as scratch:
-            photographs = load(settings.photos, heldout=False, detail=settings.detail or None, stripe=(rank, ranks))
+        with agreed(ranks):
+            memory = HOST_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            photographs = load(
+                settings.photos,
+                heldout=False,
+                detail=settings.detail or None,
+                stripe=(rank, ranks),
+                memory_bytes=int(memory / context.get_local_world_size()),
+            )
+            perceptual = load_lpips(settings.lpips).to(device) if settings.lpips else None
+            state = State.new(settings.recipe, device)
             last = ray_train.get_checkpoint()
-            resume = Path(last.to_directory(f"{scratch}/resume")) if last else None
+            if last:
+                with last.as_directory() as folder:
+                    state.restore(Path(folder), settings.recipe)
+        pictures = Pictures(photographs, device)
+        with tempfile.TemporaryDirectory() as work:
             train(
+                state,
                 settings.recipe,
                 settings.budget,
-                Pictures(photographs, device),
+                pictures,
                 report=report,
-                work=Path(scratch),
-                lpips=Path(settings.lpips) if settings.lpips else None,
-                resume=resume,
+                work=Path(work),
+                perceptual=perceptual,
                 rank=rank,
                 ranks=ranks,
             )
     except UserError as error:
         # A mistake is not a fault to be retried: end every rank in good order and let the driver say it.
-        ray_train.report({"error": str(error)})
+        ray.get(board.stop.remote(str(error)))
+
+
+@contextmanager
+def agreed(ranks: int) -> Iterator[None]:
+    """A block that every rank enters; a UserError in one is raised in all, which would wait for that one for ever."""
+    mistake: str | None = None
+    try:
+        yield
+    except UserError as error:
+        mistake = str(error)
+    mistakes = [mistake] * ranks
+    if ranks > 1:
+        dist.all_gather_object(mistakes, mistake)
+    for mistake in mistakes:
+        if mistake:
+            raise UserError(mistake)
 
 
 def progress_line(metrics: Mapping[str, float]) -> str:
@@ -159,15 +184,12 @@ def progress_line(metrics: Mapping[str, float]) -> str:
     )
 
 
-def publish(out: str, folder: Path, step: int) -> None:
-    """Copy what a user looks at out of a checkpoint folder to stable names under `out`."""
-    fs, root = fsspec.url_to_fs(out)
+def publish(store: Store, folder: Path, step: int) -> None:
+    """Copy what a user looks at out of a checkpoint folder to stable names in `store`."""
     names = {
         "weights.safetensors": "weights.safetensors",
         "history.json": "history.json",
         "sheet.png": f"sheets/step-{step:07d}.png",
     }
     for source, target in names.items():
-        fs.makedirs(f"{root}/{target}".rpartition("/")[0], exist_ok=True)
-        fs.put_file(str(folder / source), f"{root}/{target}.part")
-        fs.mv(f"{root}/{target}.part", f"{root}/{target}")
+        store.write(target, (folder / source).read_bytes())

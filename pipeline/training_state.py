@@ -6,6 +6,7 @@ import copy
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -61,10 +62,9 @@ class State:
     def restore(self, folder: Path, recipe: Recipe) -> None:
         """Read what `save` wrote. Raises UserError where the recipe differs, naming the fields."""
         about = json.loads((folder / "state.json").read_text())
-        ours = json.loads(json.dumps(asdict(recipe)))
-        theirs = about["recipe"]
+        ours, theirs = flat(json.loads(json.dumps(asdict(recipe)))), flat(about["recipe"])
         changed = [
-            f"{key} (was {theirs.get(key)}, now {ours.get(key)})"
+            f"{key} was {theirs.get(key)}, now {ours.get(key)}"
             for key in sorted(ours.keys() | theirs.keys())
             if theirs.get(key) != ours.get(key)
         ]
@@ -87,6 +87,14 @@ class State:
         beta = (1.0 - 1.0 / self.step) ** (gamma + 1.0)
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1.0 - beta)
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with keys like model.width."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return leaves
 
 
 def average_exponent(width: float) -> float:

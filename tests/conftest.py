@@ -1,18 +1,24 @@
-"""Fixtures that many tests share: one local Ray cluster, tiny weights."""
+"""What many tests share: one local Ray cluster, tiny weights, random weights of VGG16, the end of processes."""
 
 import os
 
 # Before Ray is imported anywhere: its tokens would outlive the tests in the user's home folder.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray Train looks after its workers every two seconds otherwise, and every run of the tests would wait for that.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from models import checkpoint
 from models.denoiser import Denoiser, DenoiserConfig
+from models.vgg import STAGES
+from pipeline.preparation import prepare
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +54,53 @@ def make_weights(config: DenoiserConfig, seed: int = 0) -> bytes:
     with torch.no_grad():
         denoiser.head.weight.normal_(std=0.05)
     return checkpoint.dump(denoiser.state_dict(), config, precision="float32", about={})
+
+
+@pytest.fixture(scope="session")
+def prepared_cats(tmp_path_factory) -> str:
+    """The prepared set of the photographs in tests/photos: nine to train on, some of more than 128 pixels."""
+    out = tmp_path_factory.mktemp("cats") / "prepared"
+    prepare([str(Path(__file__).parent / "photos")], str(out))
+    return str(out)
+
+
+@pytest.fixture(scope="session")
+def vgg_weights() -> dict[str, torch.Tensor]:
+    """VGG16 and the heads of LPIPS in the right layout, random, such that activations stay near 1."""
+    generator = torch.Generator().manual_seed(0)
+    tensors, width_in = {}, 3
+    for stage, (numbers, width) in enumerate(STAGES):
+        for number in numbers:
+            deviation = (2 / (9 * width_in)) ** 0.5
+            tensors[f"features.{number}.weight"] = deviation * torch.randn(width, width_in, 3, 3, generator=generator)
+            tensors[f"features.{number}.bias"] = 0.1 * torch.randn(width, generator=generator)
+            width_in = width
+        tensors[f"lin{stage}.weight"] = torch.rand(1, width, 1, 1, generator=generator)
+    return {name: tensor.half() for name, tensor in tensors.items()}
+
+
+@pytest.fixture(scope="session")
+def vgg_file(vgg_weights, tmp_path_factory) -> Path:
+    """The same as a file: what --lpips takes."""
+    path = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
+    save_file(vgg_weights, path)
+    return path
+
+
+def wait_for_session_end(session: int) -> None:
+    """Ray ends its processes when the driver that started them is gone; none may stay behind."""
+    deadline = time.monotonic() + 60
+    while left := [
+        entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and session_of(entry) == session
+    ]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
+def session_of(process: Path) -> int:
+    """The session of a process, by its folder in /proc; 0 if it has ended."""
+    try:
+        state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+    except OSError:
+        return 0
+    return 0 if state == "Z" else int(session)

@@ -14,35 +14,14 @@ from torch import Tensor
 
 from models.errors import UserError
 from models.features import SameConv2d, VggFeatures, extract, load_efficientnet
-from models.vgg import SCALE, SHIFT, STAGES, load_vgg
-
-
-@pytest.fixture(scope="module")
-def weights() -> dict[str, Tensor]:
-    """VGG16 of the right layout with random weights that keep the activations near 1."""
-    generator = torch.Generator().manual_seed(0)
-    tensors, width_in = {"lin0.weight": torch.zeros(1, 64, 1, 1)}, 3
-    for numbers, width in STAGES:
-        for number in numbers:
-            deviation = (2 / (9 * width_in)) ** 0.5
-            tensors[f"features.{number}.weight"] = deviation * torch.randn(width, width_in, 3, 3, generator=generator)
-            tensors[f"features.{number}.bias"] = 0.1 * torch.randn(width, generator=generator)
-            width_in = width
-    return {name: tensor.half() for name, tensor in tensors.items()}
-
-
-@pytest.fixture(scope="module")
-def vgg_file(weights: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
-    save_file(weights, path)
-    return path
+from models.vgg import SCALE, SHIFT, load_vgg
 
 
 def pictures(count: int, side: int = 64) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
-def test_vgg_taps_equal_the_layers_of_torchvision_one_by_one(weights: dict[str, Tensor], vgg_file: Path) -> None:
+def test_vgg_taps_equal_the_layers_of_torchvision_one_by_one(vgg_weights: dict[str, Tensor], vgg_file: Path) -> None:
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
     hidden = (image - torch.tensor(SHIFT).view(3, 1, 1)) / torch.tensor(SCALE).view(3, 1, 1)
     expected = []
@@ -51,8 +30,8 @@ def test_vgg_taps_equal_the_layers_of_torchvision_one_by_one(weights: dict[str, 
         if number in (4, 9, 16, 23):
             expected.append(hidden)
             hidden = F.max_pool2d(hidden, 2, 2)
-        elif f"features.{number}.weight" in weights:
-            weight, bias = (weights[f"features.{number}.{key}"].float() for key in ("weight", "bias"))
+        elif f"features.{number}.weight" in vgg_weights:
+            weight, bias = (vgg_weights[f"features.{number}.{key}"].float() for key in ("weight", "bias"))
             hidden = F.conv2d(hidden, weight, bias, padding=1)
         else:
             hidden = F.relu(hidden)
@@ -72,17 +51,17 @@ def test_vgg_lets_gradients_through_to_the_image_and_none_into_itself(vgg_file: 
     assert not any(parameter.requires_grad for parameter in vgg.parameters())
 
 
-def test_vgg_names_the_file_and_what_is_wrong_with_it(weights: dict[str, Tensor], tmp_path: Path) -> None:
+def test_vgg_names_the_file_and_what_is_wrong_with_it(vgg_weights: dict[str, Tensor], tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     with pytest.raises(UserError, match=f"no VGG16 weights at {path}"):
         load_vgg(str(path))
     path.write_bytes(b"PK\x03\x04 not safetensors")
     with pytest.raises(UserError, match=rf"{path} cannot be used .* expected safetensors"):
         load_vgg(str(path))
-    save_file({name: tensor for name, tensor in weights.items() if name != "features.28.bias"}, path)
+    save_file({name: tensor for name, tensor in vgg_weights.items() if name != "features.28.bias"}, path)
     with pytest.raises(UserError, match=rf"{path} lack features\.28\.bias"):
         load_vgg(str(path))
-    save_file(weights | {"features.0.weight": torch.zeros(64, 1, 3, 3)}, path)
+    save_file(vgg_weights | {"features.0.weight": torch.zeros(64, 1, 3, 3)}, path)
     with pytest.raises(UserError, match=rf"{path} cannot be used .*size mismatch"):
         load_vgg(str(path))
 

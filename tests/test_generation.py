@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_weights
+from conftest import make_weights, wait_for_session_end
 from PIL import Image
 
 from jobs import cli, generate
@@ -132,24 +132,6 @@ def test_killed_and_run_again_gives_the_bytes_of_an_uninterrupted_run(ray_cluste
     assert command(*options(tmp_path / "clean")) == 0
     assert len(data_bytes(out)) == 30
     assert data_bytes(out) == data_bytes(tmp_path / "clean")
-
-
-def wait_for_session_end(session: int) -> None:
-    """Ray ends its processes when the driver that started them is gone; none may stay behind."""
-    deadline = time.monotonic() + 60
-    while left := [
-        entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and _session_of(entry) == session
-    ]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
-
-
-def _session_of(process: Path) -> int:
-    try:
-        state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
-    except OSError:
-        return 0
-    return 0 if state == "Z" else int(session)
 
 
 def test_a_truncated_shard_is_made_again(clean, tiny_weights, tmp_path):

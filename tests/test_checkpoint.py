@@ -1,0 +1,131 @@
+"""Weights files: what comes back, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from models import checkpoint
+from models.denoiser import Denoiser, DenoiserConfig
+from models.errors import UserError
+
+CONFIG = DenoiserConfig(width=16, blocks=1, heads=2, splats_per_patch=4, kernel="sharp")
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.randn_like(tensor) for name, tensor in Denoiser(CONFIG).state_dict().items()}
+
+
+def dumped(state: dict[str, torch.Tensor], precision: str = "float32") -> bytes:
+    return checkpoint.dump(state, CONFIG, precision=precision, about={"step": 7, "data": "cats"})
+
+
+def altered(data: bytes, **metadata: str) -> bytes:
+    """The same file with other entries in its header."""
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] |= metadata
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + length :]
+
+
+def test_float32_comes_back_exactly_ready_to_sample(state, tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(dumped(state))
+    denoiser = checkpoint.load(path)
+    assert denoiser.config == CONFIG
+    assert not denoiser.training
+    assert not any(parameter.requires_grad for parameter in denoiser.parameters())
+    for name, tensor in denoiser.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    # The same weights give the same bytes, hence the same fingerprint.
+    assert checkpoint.fingerprint(dumped(state)) == checkpoint.fingerprint(checkpoint.read(path.as_uri()))
+
+
+def test_float16_comes_back_rounded_in_half_the_bytes(state):
+    data = dumped(state, "float16")
+    for name, tensor in checkpoint.parse(data, "w").state_dict().items():
+        assert torch.equal(tensor, state[name].half().float()), name
+    assert len(data) < 0.55 * len(dumped(state))
+
+
+def test_int8_comes_back_within_half_a_step_of_each_output_channel(state):
+    state = state | {"head.weight": state["head.weight"].clone()}
+    state["head.weight"][0] = 0.0
+    state["head.weight"][1] *= 1e-4  # a small channel beside large ones keeps its own scale
+    data = dumped(state, "int8")
+    restored = checkpoint.parse(data, "w").state_dict()
+    matrices = 0
+    for name, tensor in state.items():
+        if tensor.ndim == 2:
+            matrices += 1
+            scale = tensor.abs().amax(dim=1, keepdim=True) / 127
+            assert bool(((restored[name] - tensor).abs() <= 0.5001 * scale).all()), name
+        else:
+            assert torch.equal(restored[name], tensor), name
+    assert matrices > 5
+    assert len(data) < 0.35 * len(dumped(state))
+
+
+def test_the_header_tells_shape_and_origin_to_any_reader(state, tmp_path):
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(dumped(state))
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata()
+    assert header["format"] == "splatcats-weights/1"
+    assert DenoiserConfig(**json.loads(header["config"])) == CONFIG
+    assert json.loads(header["about"]) == {"step": 7, "data": "cats"}
+
+
+def refusals(state: dict[str, torch.Tensor]) -> dict[str, tuple[bytes, str]]:
+    """What a file may hold instead of good weights, and a part of the line that says so."""
+    good = dumped(state)
+    other = json.dumps({**json.loads(checkpoint.read_header(good, "w")["config"]), "width": 32})
+    foreign = json.dumps({"layers": 3})
+    unknown = json.dumps({**json.loads(checkpoint.read_header(good, "w")["config"]), "kernel": "magic"})
+    odd = json.dumps({**json.loads(checkpoint.read_header(good, "w")["config"]), "heads": 3})
+    lacking = dumped({name: tensor for name, tensor in state.items() if name != "head.bias"})
+    return {
+        "empty": (b"", "not a safetensors file"),
+        "another kind of file": (b"PK\x03\x04" + bytes(100), "not a safetensors file"),
+        "a header that is no object": (struct.pack("<Q", 2) + b"[]", "not a safetensors file"),
+        "truncated in the header": (good[:200], "not a safetensors file"),
+        "truncated in the tensors": (good[:-100], "cannot be read"),
+        "safetensors of others": (save({"x": torch.zeros(1)}), "name 'nothing' as their format"),
+        "a later format": (altered(good, format="splatcats-weights/2"), "name 'splatcats-weights/2' as their format"),
+        "a model of another shape": (altered(good, config=other), "do not fit the model"),
+        "a model of another kind": (altered(good, config=foreign), "cannot be read"),
+        "an unknown kernel": (altered(good, config=unknown), "unknown kernel 'magic'"),
+        "heads that do not divide the width": (altered(good, config=odd), "cannot be read"),
+        "a missing tensor": (lacking, "1 tensors differ, the first is head.bias"),
+        "one tensor more": (dumped(state | {"extra": torch.zeros(1)}), "1 tensors differ, the first is extra"),
+    }
+
+
+def test_what_is_not_good_weights_is_refused_in_one_line_that_names_the_file(state, tmp_path):
+    path = tmp_path / "w.safetensors"
+    for kind, (data, message) in refusals(state).items():
+        path.write_bytes(data)
+        with pytest.raises(UserError) as refused:
+            checkpoint.load(path)
+        text = str(refused.value)
+        assert message in text, kind
+        assert str(path) in text, kind
+        assert "\n" not in text, kind
+
+
+def test_files_that_cannot_be_opened_are_named(tmp_path: Path):
+    with pytest.raises(UserError, match=f"no weights at {tmp_path}/none.safetensors; give --weights"):
+        checkpoint.load(tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match=f"weights {tmp_path} cannot be opened"):
+        checkpoint.load(tmp_path)
+    with pytest.raises(UserError, match="weights nonsense://x cannot be opened"):
+        checkpoint.load("nonsense://x")

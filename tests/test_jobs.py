@@ -1,0 +1,140 @@
+"""The commands as a user starts them: their help, and a real Ray job on a real cluster."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import session_of, wait_for_session_end
+
+from jobs import cli
+
+ROOT = Path(__file__).parents[1]
+RUNTIME_ENV = "cluster/runtime_env.yaml"  # what the README tells users to give
+COMMANDS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if "__main__" in path.read_text())
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example_and_every_option(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    job = importlib.import_module(f"jobs.{name}")
+    with pytest.raises(SystemExit) as ended:
+        cli.run(job.Options, job.main, ["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"python -m jobs.{name} " in shown
+    for field in dataclasses.fields(job.Options):
+        assert f"--{field.name.replace('_', '-')}" in shown
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports outside the range from which Ray's workers take theirs."""
+    found: list[int] = []
+    for port in range(20_100 + os.getpid() % 5_000, 30_000):
+        with closing(socket.socket()) as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                found.append(port)
+        if len(found) == count:
+            break
+    return found
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Path]]:
+    """A Ray cluster of two CPUs with a dashboard: the address that jobs are submitted to, and its folder."""
+    gcs, dashboard, *others = free_ports(6)
+    names = (
+        "dashboard-agent-grpc-port",
+        "dashboard-agent-listen-port",
+        "metrics-export-port",
+        "ray-client-server-port",
+    )
+    # Not below the tests' folder: the paths of Ray's sockets may have 107 characters.
+    folder = tempfile.mkdtemp(prefix="ray-")
+    # The python of a job is that of the cluster's PATH.
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    log = Path(folder, "start.log")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [RAY, "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"]
+            + [f"--dashboard-port={dashboard}", "--include-dashboard=true", f"--temp-dir={folder}"]
+            + [f"--{name}={port}" for name, port in zip(names, others, strict=True)]
+            + ["--object-store-memory=100000000", "--disable-usage-stats"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 90
+        while not accepts_jobs(dashboard):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{dashboard}", Path(folder)
+    finally:
+        end_session(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def accepts_jobs(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/jobs/", timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+def end_session(process: subprocess.Popen[bytes]) -> None:
+    """End `ray start --block` and with it the processes of its cluster, and of no other."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(30)
+    finally:
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit() and session_of(entry) == process.pid:
+                os.kill(int(entry.name), signal.SIGKILL)
+    wait_for_session_end(process.pid)
+
+
+@pytest.mark.timeout(240)
+def test_a_submitted_job_generates_a_complete_dataset(
+    cluster: tuple[str, Path], tiny_weights: Path, tmp_path: Path
+) -> None:
+    address, folder = cluster
+    out = tmp_path / "splats"
+    submit = [RAY, "job", "submit", "--address", address, "--runtime-env", RUNTIME_ENV, "--working-dir", "."]
+    entrypoint = ["python", "-m", "jobs.generate", "--out", str(out), "--weights", str(tiny_weights)]
+    entrypoint += ["--count", "10", "--shard-size", "4", "--steps", "2", "--workers", "2"]
+    submitted = subprocess.run(
+        [*submit, "--", *entrypoint], cwd=ROOT, capture_output=True, text=True, timeout=150, check=False
+    )
+    told = submitted.stdout + submitted.stderr
+    assert submitted.returncode == 0, told
+    assert "succeeded" in told
+    assert "10 cats in 3 shards" in told
+    assert sorted(pq.read_table(out / "data").column("index").to_pylist()) == list(range(10))
+    assert json.loads((out / "summary.json").read_text())["pictures"] == 10
+
+    (uploaded,) = folder.glob("session_2*/runtime_resources/working_dir_files/_ray_pkg_*/")
+    names = {path.name for path in uploaded.iterdir()}
+    assert {"jobs", "models", "pipeline"} <= names
+    assert not names & {".git", ".venv", "tests", "docs", "out"}
+    assert (uploaded / "models/pretrained").exists() == (ROOT / "models/pretrained").exists()
+    code = sum(path.stat().st_size for path in uploaded.rglob("*") if path.is_file() and path.suffix != ".safetensors")
+    assert code < 2**20

@@ -1,0 +1,207 @@
+"""The training loop of one rank, and the batches it is fed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import checkpoint
+from models.denoiser import DenoiserConfig
+from models.errors import UserError
+from models.sampler import noise, sample
+from pipeline.batches import Pictures, crop, make_batch
+from pipeline.recipe import Budget, Recipe, learning_rate
+from pipeline.trainer import train
+from pipeline.training_set import TrainingSet, load
+from pipeline.training_state import State
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(
+    model=DenoiserConfig(splats_per_patch=4, width=16, blocks=1, heads=2),
+    batch=2,
+    learning_rate=0.1,
+    lpips=False,
+    detail_pixels=64,
+)
+
+
+class Reports:
+    """Keeps what a run reports, and a copy of every checkpoint; can do something after a step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.metrics: list[dict[str, float]] = []
+        self.after: dict[int, Callable[[], None]] = {}
+
+    def __call__(self, metrics: dict[str, float], work: Path | None) -> None:
+        self.metrics.append(metrics)
+        step = int(metrics["step"])
+        if work is not None:
+            shutil.copytree(work, self.folder / f"step-{step}")
+        if step in self.after:
+            self.after[step]()
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def photographs(prepared_cats: str) -> TrainingSet:
+    """Nine photographs, five of them large."""
+    loaded = load(prepared_cats, heldout=False, detail=128)
+    return dataclasses.replace(loaded, large=loaded.large[::2], large_rows=loaded.large_rows[::2])
+
+
+def run(photographs: TrainingSet, reports: Reports, work: Path, budget: Budget, state: State | None = None) -> State:
+    state = state or State.new(RECIPE, CPU)
+    work.mkdir()
+    train(state, RECIPE, budget, Pictures(photographs, CPU), report=reports, work=work)
+    return state
+
+
+def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(photographs: TrainingSet, tmp_path: Path) -> None:
+    budget = Budget(steps=6, report_every=2, save_every=3)
+    whole = Reports(tmp_path / "whole")
+    run(photographs, whole, tmp_path / "a", budget)
+    assert [int(metrics["step"]) for metrics in whole.metrics] == [2, 3, 4, 6]
+
+    first = Reports(tmp_path / "parts")
+
+    def interrupt() -> None:
+        raise Interrupted
+
+    first.after[3] = interrupt
+    with pytest.raises(Interrupted):
+        run(photographs, first, tmp_path / "b", budget)
+    torch.manual_seed(99)
+    state = State.new(RECIPE, CPU)
+    state.restore(tmp_path / "parts/step-3", RECIPE)
+    assert state.step == 3
+    run(photographs, first, tmp_path / "c", budget, state)
+
+    for name in ("state.safetensors", "sheet.png"):
+        assert (tmp_path / "parts/step-6" / name).read_bytes() == (tmp_path / "whole/step-6" / name).read_bytes()
+    histories = [json.loads((tmp_path / kind / "step-6/history.json").read_text()) for kind in ("whole", "parts")]
+    assert [[entry["loss"] for entry in history] for history in histories] == [[m["loss"] for m in histories[0]]] * 2
+    # Steps did something: the weights moved, and the average lags behind them.
+    start, moved = State.new(RECIPE, CPU).model.head.weight, state.model.head.weight
+    assert (moved - start).abs().max() > 1e-4
+    assert (moved - state.average.head.weight).abs().max() > 1e-6
+
+
+def test_a_checkpoint_holds_nothing_but_its_files(photographs: TrainingSet, tmp_path: Path) -> None:
+    reports = Reports(tmp_path)
+    run(photographs, reports, tmp_path / "work", Budget(steps=1))
+    names = {path.name for path in (tmp_path / "step-1").iterdir()}
+    assert names == {"state.json", "state.safetensors", "weights.safetensors", "history.json", "sheet.png"}
+    weights = (tmp_path / "step-1/weights.safetensors").read_bytes()
+    about = json.loads(checkpoint.read_header(weights, "here")["about"])
+    assert (about["step"], about["pictures"], about["recipe"]["learning_rate"]) == (1, 2, 0.1)
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint_good(
+    photographs: TrainingSet, tmp_path: Path
+) -> None:
+    reports = Reports(tmp_path)
+    state = State.new(RECIPE, CPU)
+
+    def poison() -> None:
+        with torch.no_grad():
+            state.model.head.bias[0] = math.nan
+
+    reports.after[2] = poison
+    with pytest.raises(UserError, match=r"not finite between steps 2 and 4.*--learning-rate"):
+        run(photographs, reports, tmp_path / "work", Budget(steps=8, report_every=2, save_every=2), state)
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-2"]
+    denoiser = checkpoint.load(tmp_path / "step-2/weights.safetensors")
+    assert sample(denoiser, noise(0, [0], *denoiser.size), steps=2, solver="euler").isfinite().all()
+    again = State.new(RECIPE, CPU)
+    again.restore(tmp_path / "step-2", RECIPE)
+    assert all(parameter.isfinite().all() for parameter in again.model.parameters())
+
+
+def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
+    state = State.new(RECIPE, CPU)
+    for parameter in state.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+    state.save(tmp_path, RECIPE)
+    wider = Recipe(**vars(RECIPE) | {"model": DenoiserConfig(splats_per_patch=4, width=32, blocks=1, heads=2)})
+    with pytest.raises(UserError, match=r"another recipe: model\.width was 16, now 32; give another --out"):
+        State.new(wider, CPU).restore(tmp_path, wider)
+
+
+def test_batches_depend_on_seed_step_and_rank_alone_wherever_the_pictures_lie(photographs: TrainingSet) -> None:
+    recipe = Recipe(batch=8)
+    resident, streamed = Pictures(photographs, CPU), Pictures(photographs, CPU)
+    streamed.resident = False
+    seen = set()
+    for step in range(3):
+        for rank in range(2):
+            one, other = (make_batch(recipe, pictures, step, rank, 2) for pictures in (resident, streamed))
+            assert one.keys() == other.keys() == {"clean", "noise", "t", "detailed", "region"}
+            assert one.pop("region") == other.pop("region")
+            for name, tensor in one.items():
+                torch.testing.assert_close(tensor, other[name], rtol=0, atol=0)
+            seen.add(float(one["noise"].sum()))
+    assert len(seen) == 6
+
+
+def test_a_batch_shows_photographs_as_they_are_or_mirrored_and_large_beside_small(photographs: TrainingSet) -> None:
+    pictures = Pictures(photographs, CPU)
+    many = pictures.detailed_in(32)
+    assert 0 < many < 32
+    small, large = pictures.draw(32, many, torch.Generator().manual_seed(0))
+    known = photographs.small.astype(np.float32).transpose(0, 3, 1, 2) / 127.5 - 1
+    mirrored = []
+    for picture in small.numpy():
+        errors = [np.abs(known - side).max(axis=(1, 2, 3)).min() for side in (picture, picture[:, :, ::-1])]
+        assert min(errors) < 1e-6
+        mirrored.append(int(np.argmin(errors)))
+    assert 0 < sum(mirrored) < 32
+    # The large picture reduced is the small one, so it is the same photograph, mirrored alike.
+    halved = torch.nn.functional.avg_pool2d(large, large.shape[-1] // 64)
+    assert (halved - small[:many]).abs().max() < 0.02
+
+
+def test_without_large_photographs_batches_have_none(prepared_cats: str) -> None:
+    pictures = Pictures(load(prepared_cats, heldout=False, detail=None), CPU)
+    batch = make_batch(RECIPE, pictures, 0, 0, 1)
+    assert batch.keys() == {"clean", "noise", "t"}
+    assert batch["clean"].shape == (2, 3, 64, 64)
+
+
+def test_a_crop_is_the_region_it_names() -> None:
+    ramp = torch.arange(32 * 32, dtype=torch.float32).reshape(1, 1, 32, 32)
+    regions = set()
+    for seed in range(200):
+        window, region = crop(ramp, 16, random.Random(seed))
+        regions.add(region)
+        if region == (0.0, 0.0, 1.0, 1.0):
+            expected = torch.nn.functional.avg_pool2d(ramp, 2)
+        else:
+            left, top, right, bottom = (round(32 * edge) for edge in region)
+            expected = ramp[:, :, top:bottom, left:right]
+        torch.testing.assert_close(window, expected)
+    assert len(regions) == 10  # the whole, and 3 x 3 windows at multiples of 8
+
+
+def test_the_learning_rate_rises_stays_and_falls_to_zero() -> None:
+    recipe = Recipe(learning_rate=1.0, warmup=10, decay=0.5)
+    rates = [learning_rate(recipe, step, Budget(steps=100).progress(step, 0.0)) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9:51] == pytest.approx([1.0] * 42)
+    assert rates[75] == pytest.approx(0.5)
+    assert rates[100] == 0.0
+    # The first of two limits counts.
+    assert Budget(steps=100, minutes=1.0).progress(10, 45.0) == pytest.approx(0.75)

@@ -1,0 +1,151 @@
+"""Training under Ray Train: a real run on photographs, killed and continued; and what jobs.train refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import wait_for_session_end
+
+from jobs import cli
+from jobs import train as job
+from models import checkpoint
+from models.errors import UserError
+from models.sampler import noise, sample
+from pipeline import training
+from pipeline.prepared import RECORD
+
+ROOT = Path(__file__).parents[1]
+STEPS, REPORT, SAVE = 32, 4, 16
+# With photographs of 256 pixels as the large ones, one of the two ranks has none of them in its batches.
+TINY = ["--workers", "2", "--batch", "4", "--detail", "256", "--learning-rate", "0.06"]
+TINY += ["--width", "48", "--blocks", "2", "--heads", "2"]
+OFTEN = ["--report-every", str(REPORT), "--save-every", str(SAVE)]
+
+
+def arguments(photos: str, out: Path, *more: str) -> list[str]:
+    return ["--photos", photos, "--out", str(out), "--steps", str(STEPS), *TINY, *OFTEN, *more]
+
+
+def command(*args: str) -> int:
+    return cli.run(job.Options, job.main, list(args))
+
+
+def first_checkpoint(out: Path, process: subprocess.Popen) -> Path:
+    """Wait until Ray counts a checkpoint, and return its folder."""
+    deadline = time.monotonic() + 150
+    while not (out / "checkpoint_manager_snapshot.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return min(out.glob("checkpoint_2*"))
+
+
+@pytest.mark.timeout(400)
+def test_two_workers_learn_and_continue_after_a_kill(ray_cluster, prepared_cats, tmp_path, capsys):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.train", *arguments(prepared_cats, out)],
+        cwd=ROOT,
+        start_new_session=True,
+        env=os.environ,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        before = json.loads((first_checkpoint(out, process) / "history.json").read_text())
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    wait_for_session_end(process.pid)
+    assert before[-1]["step"] == SAVE
+
+    assert command(*arguments(prepared_cats, out)) == 0
+    assert f"trained {STEPS} steps" in capsys.readouterr().out
+    history = json.loads((out / "history.json").read_text())
+    # The times are in the entries: what was trained before is there as it was, not trained again.
+    assert history[: len(before)] == before
+    assert [entry["step"] for entry in history] == list(range(REPORT, STEPS + 1, REPORT))
+    assert {"velocity", "detail", "norm"} < history[-1].keys()
+    assert history[-1]["minutes"] > before[-1]["minutes"]
+
+    first, last = (sum(entry["loss"] for entry in part) / 3 for part in (history[:3], history[-3:]))
+    assert last < 0.8 * first  # 0.58 when this was written
+
+    denoiser = checkpoint.load(out / "weights.safetensors")
+    assert denoiser.config.width == 48
+    field = sample(denoiser, noise(0, [0, 1], *denoiser.size), steps=2, solver="euler")
+    pictures = denoiser.draw(field, 64, 64)
+    assert pictures.isfinite().all()
+    assert pictures.std() > 0.05
+    assert {path.name for path in (out / "sheets").iterdir()} == {
+        f"step-{step:07d}.png" for step in range(SAVE, STEPS + 1, SAVE)
+    }
+    for folder in out.glob("checkpoint_2*"):
+        assert not [path for path in folder.iterdir() if path.is_dir()]
+
+    kept = (out / "weights.safetensors").read_bytes()
+    assert command(*arguments(prepared_cats, out, "--width", "56")) == 1
+    output = capsys.readouterr()
+    assert "model.width was 48, now 56; give another --out" in output.err
+    assert output.err.count("\n") == 1
+    assert (out / "weights.safetensors").read_bytes() == kept
+
+
+def one_fails(number: int) -> None:
+    with training.agreed(2):
+        if number == 1:
+            raise UserError("only one rank knows")
+
+
+def rank(number: int, rendezvous: str) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=number, world_size=2)
+    with pytest.raises(UserError, match="only one rank knows"):
+        one_fails(number)
+
+
+def test_a_mistake_that_one_rank_meets_ends_all_of_them(tmp_path):
+    torch.multiprocessing.spawn(rank, (str(tmp_path / "rendezvous"),), nprocs=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--photos", "nowhere"], "nowhere holds no prepared set; make one: python -m jobs.prepare"),
+        (["--lpips", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--kernel", "magic"], "unknown kernel 'magic'; known: gaussian, sharp, wavelet"),
+        (["--steps", "0"], "--steps 0"),
+        (["--workers", "3"], "--batch 4 is not a multiple of --workers 3"),
+        (["--width", "50"], "--width 50 is not a multiple of 4 times --heads 2"),
+        (["--detail", "100"], "--detail 100"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--learning-rate", "nan"], "--learning-rate nan"),
+        (["--save-every", "0"], "--save-every"),
+        (["--out", "/dev/null/x"], "cannot write to /dev/null/x"),
+        (["--out", "memory://x"], "memory:// lives in one process"),
+    ],
+)
+def test_mistakes_get_one_line_and_leave_nothing(prepared_cats, tmp_path, capsys, options, message):
+    assert command(*arguments(prepared_cats, tmp_path / "out"), *options) == 1
+    output = capsys.readouterr()
+    assert message in output.err
+    assert output.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_how_long_to_train_must_be_said(prepared_cats, tmp_path, capsys):
+    assert command("--photos", prepared_cats, "--out", str(tmp_path / "out")) == 1
+    assert "give --steps or --minutes" in capsys.readouterr().err
+
+
+def test_a_prepared_set_of_a_later_format_is_refused(prepared_cats, tmp_path, capsys):
+    record = json.loads(Path(prepared_cats, RECORD).read_text())
+    (tmp_path / RECORD).write_text(json.dumps(record | {"format": 99}))
+    assert command(*arguments(str(tmp_path), tmp_path / "out")) == 1
+    assert "has format 99" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from jobs.cli import run
 from models import checkpoint
 from models.errors import UserError, check_name
-from models.sampler import SOLVERS
+from models.sampler import SCHEDULES, SOLVERS
 from pipeline.cluster import DEVICES
 from pipeline.dataset import values_per_picture
 from pipeline.generation import ROLLOUT_COLUMNS, generate
@@ -45,6 +45,9 @@ class Options:
 
     solver: str = "deis"
     """How noise becomes a cat: euler, heun, dpmpp2m or deis."""
+
+    schedule: str = "early"
+    """When the calls are made: early (denser near the noise) or uniform."""
 
     shard_size: int | None = None
     """Pictures a file; 64 to 4,096 by the number of pictures if not given."""
@@ -82,6 +85,7 @@ class Options:
         if not self.stall_minutes > 0:
             raise UserError(f"--stall-minutes {self.stall_minutes}: give a number above 0")
         check_name("solver", self.solver, SOLVERS)
+        check_name("schedule", self.schedule, SCHEDULES)
         check_name("device", self.device, DEVICES)
         if self.rollout is not None:
             chosen = Indices.parse(self.rollout)
@@ -100,6 +104,7 @@ def make_plan(options: Options, weights: bytes) -> GenerationPlan:
         seed=options.seed,
         model=checkpoint.fingerprint(weights),
         solver=options.solver,
+        schedule=options.schedule,
         steps=options.steps,
         batch_size=options.batch_size,
         threads=options.threads,

@@ -41,7 +41,7 @@ def generate_shard(denoiser: Denoiser, plan: GenerationPlan, shard: Shard) -> pa
     fields = []
     for start in range(0, len(shard.indices), plan.batch_size):
         noise = _noise(denoiser, plan, shard.indices.between(start, start + plan.batch_size))
-        field = sampler.sample(denoiser, noise, steps=plan.steps, solver=plan.solver)
+        field = sampler.sample(denoiser, noise, steps=plan.steps, solver=plan.solver, schedule=plan.schedule)
         fields.append(field.half().cpu().numpy())
     joined = np.concatenate(fields)
     if not np.isfinite(joined).all():
@@ -58,7 +58,7 @@ def rollout_sheet(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) ->
     for start in range(0, len(indices), plan.batch_size):
         noise = _noise(denoiser, plan, indices.between(start, start + plan.batch_size))
         rows = [to_uint8(noise).cpu()]
-        for step in sampler.rollout(denoiser, noise, steps=plan.steps, solver=plan.solver):
+        for step in sampler.rollout(denoiser, noise, steps=plan.steps, solver=plan.solver, schedule=plan.schedule):
             rows.append(to_uint8(denoiser.draw(step.field, *denoiser.size)).cpu())
         chosen = np.linspace(1, len(rows) - 1, min(ROLLOUT_ROWS, len(rows)) - 1).round().astype(int)
         columns.append(torch.stack([rows[0], *(rows[i] for i in chosen)]).numpy())

@@ -93,6 +93,7 @@ class GenerationPlan(Plan):
     seed: int
     model: str  # SHA-256 of the weights
     solver: str
+    schedule: str
     steps: int
     batch_size: int
     threads: int  # intra-op threads: on a CPU they change the last bits

@@ -16,6 +16,7 @@ PLAN = GenerationPlan(
     seed=3,
     model="ab" * 32,
     solver="deis",
+    schedule="early",
     steps=4,
     batch_size=3,
     threads=1,

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from conftest import border_ratio
 
 from models.errors import UserError
 from models.kernels import KERNELS
@@ -38,16 +39,6 @@ def plain(field, height, width, kernel, neighbourhood=3):
                         colour += weight * float(KERNELS[kernel](torch.tensor(q))) * torch.tensor(rgb).double()
             image[:, y, x] = colour / total
     return image
-
-
-def border_ratio(image, patches=(8, 8)):
-    """Mean step across patch borders over mean step inside patches; sides are multiples of the (rows, columns)."""
-    ratio = []
-    for axis, count in zip((2, 3), patches, strict=True):
-        step = image.diff(dim=axis).abs().mean(dim=[d for d in range(4) if d != axis])
-        border = torch.arange(1, image.shape[axis]) % (image.shape[axis] // count) == 0
-        ratio.append(float(step[border].mean() / step[~border].mean()))
-    return sum(ratio) / 2
 
 
 @pytest.fixture

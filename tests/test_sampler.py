@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from conftest import make_weights
@@ -10,7 +12,7 @@ from torch import Tensor
 from models import checkpoint
 from models.denoiser import DenoiserConfig
 from models.errors import UserError
-from models.sampler import SOLVERS, Denoise, Step, noise, rollout, sample
+from models.sampler import SCHEDULES, SOLVERS, Denoise, Step, noise, num_intervals, rollout, sample
 
 # For data of independent normal numbers, mean MEAN and deviation spread, the best prediction of x is known, and so is
 # where the exact path from eps ends: at MEAN + spread * eps.
@@ -31,14 +33,14 @@ def start(count: int = 16) -> Tensor:
     return torch.randn(count, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
-def run(name: str, denoise: Denoise, steps: int) -> list[Step]:
-    return list(SOLVERS[name](denoise, start(), steps))
+def run(name: str, denoise: Denoise, steps: int, schedule: str = "uniform") -> list[Step]:
+    return list(SOLVERS[name](denoise, start(), SCHEDULES[schedule](num_intervals(name, steps))))
 
 
-def error(name: str, steps: int) -> float:
+def error(name: str, steps: int, schedule: str) -> float:
     """Root mean square distance of the result from the end of the exact path."""
     exact = MEAN + spread() * start()
-    return (run(name, normal_data, steps)[-1].field - exact).square().mean().sqrt().item()
+    return (run(name, normal_data, steps, schedule)[-1].field - exact).square().mean().sqrt().item()
 
 
 def test_noise_keeps_its_values() -> None:
@@ -87,10 +89,10 @@ def test_solvers_make_the_calls_they_may_and_reach_a_constant_answer(name: str, 
 
 
 def test_every_solver_converges_to_the_exact_path() -> None:
-    for name in SOLVERS:
-        errors = [error(name, steps) for steps in (16, 64, 256)]
-        assert errors[0] > 2 * errors[1] > 4 * errors[2], name
-        assert errors[2] < 5e-3, name
+    for name, schedule in itertools.product(SOLVERS, SCHEDULES):
+        errors = [error(name, steps, schedule) for steps in (16, 64, 256)]
+        assert errors[0] > 2 * errors[1] > 4 * errors[2], (name, schedule)
+        assert errors[2] < 5e-3, (name, schedule)
 
 
 def test_multistep_solvers_at_16_calls_are_closer_than_euler_to_a_fine_rollout() -> None:

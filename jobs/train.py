@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.cli import run
 from models.denoiser import DenoiserConfig
 from models.errors import UserError, check_name
 from models.kernels import KERNELS
+from models.losses import Objective
 from models.perceptual import load_lpips
 from pipeline import training
 from pipeline.cluster import connect
@@ -55,6 +56,14 @@ class Options:
     """Photographs at least this wide supervise at high resolution too; 0 turns that off."""
     seed: int = 0
     """Seed of weights, batches and noise."""
+    warmup: int = 400
+    """Steps over which the learning rate rises."""
+    decay: float = 0.4
+    """Last part of training over which the learning rate falls to 0."""
+    ema_width: float = 0.05
+    """Width of the average of the weights, as a part of the training so far."""
+    objective: Objective = field(default_factory=Objective)
+    """Weights and schedules of the loss."""
     report_every: int = 50
     """Steps between lines of progress."""
     save_every: int = 2000
@@ -70,7 +79,9 @@ class Options:
                 raise UserError(f"--{name.replace('_', '-')} {value} is not possible; give a number above 0")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed {self.seed} is not possible; give a number from 0 to {2**63 - 1}")
-        for name in ("report_every", "save_every"):
+        if not 0 <= self.decay <= 1 or not 0 < self.ema_width < 0.28:
+            raise UserError("--decay takes 0 to 1, and --ema-width more than 0 and less than 0.28")
+        for name in ("warmup", "report_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
         if self.batch % self.workers:
@@ -93,6 +104,10 @@ def main(options: Options) -> None:
         model=DenoiserConfig(kernel=options.kernel, width=options.width, blocks=options.blocks, heads=options.heads),
         batch=options.batch,
         learning_rate=options.learning_rate,
+        warmup=options.warmup,
+        decay=options.decay,
+        ema_width=options.ema_width,
+        objective=options.objective,
         lpips=options.lpips is not None,
         seed=options.seed,
     )

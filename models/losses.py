@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from models.denoiser import Denoiser
+from models.errors import UserError
 from models.rasterize import Region
 
 TERMS = ("loss", "velocity", "perceptual", "detail", "detail_perceptual")
@@ -33,6 +34,20 @@ class Objective:
     perceptual_gate: float = 0.3  # LPIPS counts for t above this
     detail: float = 1.0  # weight of a detailed picture's high-resolution terms beside its 64 px terms
     detail_perceptual_share: float = 0.3  # part of the detailed pictures whose LPIPS is taken at high resolution
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.perceptual_gate < 1.0:
+            raise UserError(f"a perceptual gate of {self.perceptual_gate} is not possible; give a time between 0 and 1")
+        if not 0.0 < self.velocity_floor <= 1.0:
+            raise UserError(
+                f"a velocity floor of {self.velocity_floor} is not possible; give at most 1 and more than 0"
+            )
+        if not 0.0 < self.detail_perceptual_share <= 1.0:
+            raise UserError(
+                f"a share of {self.detail_perceptual_share} is not possible; give at most 1 and more than 0"
+            )
+        if not self.time_spread > 0.0 or min(self.perceptual, self.detail) < 0.0:
+            raise UserError("the spread of the times must be above 0, and no weight of the loss below 0")
 
     def gated(self, count: int) -> int:
         """How many of `count` stratified times certainly lie above the gate."""

@@ -27,7 +27,8 @@ from models.pixels import Axis
 from models.splats import PARAMETERS
 
 # Pixels of a tile (rows, columns) and the splat-pixel pairs that one thread holds at once, which sets the warps.
-FORWARD_TILE, FORWARD_PAIRS = (8, 8), 8
+# Measured on an H100, forward: 868 k pictures/s at 64 px; tiles of 8x8 with 8 pairs 679 k, with 16 pairs 809 k.
+FORWARD_TILE, FORWARD_PAIRS = (4, 8), 16
 BACKWARD_TILE, BACKWARD_PAIRS = (4, 8), 16
 # A patch of at least this many tiles is worth testing its neighbours for negligible weight.
 CULLED_TILES = 4

@@ -21,7 +21,9 @@ def run(options_type: type[Options], main: Callable[[Options], None], arguments:
     keeps its traceback. `SPLATCATS_TRACEBACK=1` shows the traceback of user errors too.
     """
     try:
-        main(tyro.cli(options_type, args=arguments, description=sys.modules[options_type.__module__].__doc__))
+        module = sys.modules[options_type.__module__]
+        name = module.__spec__.name if module.__spec__ else module.__name__  # `python -m` renames the module
+        main(tyro.cli(options_type, prog=f"python -m {name}", args=arguments, description=module.__doc__))
     except (UserError, OSError) as error:
         if os.environ.get("SPLATCATS_TRACEBACK"):
             raise

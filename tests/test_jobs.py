@@ -37,7 +37,8 @@ def test_help_shows_an_example_and_every_option(name: str, capsys: pytest.Captur
         cli.run(job.Options, job.main, ["--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    assert f"python -m jobs.{name} " in shown
+    assert shown.startswith(f"usage: python -m jobs.{name} ")
+    assert f"\n    python -m jobs.{name} --" in shown
     for field in dataclasses.fields(job.Options):
         assert f"--{field.name.replace('_', '-')}" in shown
 

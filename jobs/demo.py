@@ -15,6 +15,7 @@ from PIL import Image
 
 from jobs import generate, render
 from jobs.cli import run
+from models.errors import UserError
 from pipeline.cluster import connect
 from pipeline.dataset import SplatDataset
 from pipeline.indices import Indices
@@ -36,6 +37,10 @@ class Options:
 
     favourite: int = 5
     """The cat that the sheet takes apart, 0 to 15."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.favourite < COUNT:
+            raise UserError(f"--favourite {self.favourite}: give the number of a cat, 0 to {COUNT - 1}")
 
 
 def main(options: Options) -> None:

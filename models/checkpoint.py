@@ -61,17 +61,17 @@ def parse(data: bytes, name: str) -> Denoiser:
     try:
         config = DenoiserConfig(**json.loads(header["config"]))
         tensors = load_tensors(data)
+        state = {
+            key: tensor.float() * tensors[key + SCALE_SUFFIX][:, None] if tensor.dtype == torch.int8 else tensor.float()
+            for key, tensor in tensors.items()
+            if not key.endswith(SCALE_SUFFIX)
+        }
     except (UserError, SafetensorError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"weights {name} cannot be read: {error}; give a file made by jobs.train") from None
-    state = {
-        key: tensor.float() * tensors[key + SCALE_SUFFIX][:, None] if tensor.dtype == torch.int8 else tensor.float()
-        for key, tensor in tensors.items()
-        if not key.endswith(SCALE_SUFFIX)
-    }
     denoiser = Denoiser(config)
     expected = {key: tensor.shape for key, tensor in denoiser.state_dict().items()}
     wrong = [key for key in sorted(expected.keys() | state.keys()) if key not in state or key not in expected]
-    wrong += [key for key in expected.keys() & state.keys() if state[key].shape != expected[key]]
+    wrong += [key for key in sorted(expected.keys() & state.keys()) if state[key].shape != expected[key]]
     if wrong:
         raise UserError(
             f"weights {name} do not fit the model their header describes: {len(wrong)} tensors differ, "

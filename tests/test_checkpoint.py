@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from models import checkpoint
 from models.denoiser import Denoiser, DenoiserConfig
@@ -93,6 +93,8 @@ def refusals(state: dict[str, torch.Tensor]) -> dict[str, tuple[bytes, str]]:
     unknown = json.dumps({**json.loads(checkpoint.read_header(good, "w")["config"]), "kernel": "magic"})
     odd = json.dumps({**json.loads(checkpoint.read_header(good, "w")["config"]), "heads": 3})
     lacking = dumped({name: tensor for name, tensor in state.items() if name != "head.bias"})
+    rounded = dumped(state, "int8")
+    unscaled = {name: tensor for name, tensor in load(rounded).items() if name != "head.weight.scale"}
     return {
         "empty": (b"", "not a safetensors file"),
         "another kind of file": (b"PK\x03\x04" + bytes(100), "not a safetensors file"),
@@ -106,6 +108,10 @@ def refusals(state: dict[str, torch.Tensor]) -> dict[str, tuple[bytes, str]]:
         "an unknown kernel": (altered(good, config=unknown), "unknown kernel 'magic'"),
         "heads that do not divide the width": (altered(good, config=odd), "cannot be read"),
         "a missing tensor": (lacking, "1 tensors differ, the first is head.bias"),
+        "int8 without its scales": (
+            save(unscaled, checkpoint.read_header(rounded, "w")),
+            "cannot be read: 'head.weight.scale'",
+        ),
         "one tensor more": (dumped(state | {"extra": torch.zeros(1)}), "1 tensors differ, the first is extra"),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 
 import numpy as np
 
@@ -19,7 +20,9 @@ def load_pictures(urls: Sequence[str], side: int = 64) -> np.ndarray:
     The order is that of `urls`, then of names, then of rows. Raises UserError, naming the file, where there are no
     pictures, or one cannot be decoded or is smaller than `side`: a measurement that leaves some out would mislead.
     """
-    found = [record for url in urls for record in records(survey(url))]
+    places = [survey(url) for url in urls]
+    # Read as they are decoded: all of them encoded may be more than memory holds.
+    found = chain.from_iterable(map(records, places))
     return np.stack(list(ordered(partial(_pixels, side=side), found)))
 
 

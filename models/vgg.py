@@ -74,7 +74,8 @@ def load_vgg(path: str) -> Vgg16:
             names = [f"features.{n}.{key}" for numbers, _ in STAGES for n in numbers for key in ("weight", "bias")]
             absent = sorted(set(names) - set(file.keys()))
             if absent:
-                raise UserError(f"VGG16 weights {path} lack {', '.join(absent)}; {LAYOUT}")
+                more = f" and {len(absent) - 1} more" if len(absent) > 1 else ""
+                raise UserError(f"VGG16 weights {path} lack {absent[0]}{more}; {LAYOUT}")
             return Vgg16({name: file.get_tensor(name) for name in names})
     except FileNotFoundError as error:
         raise UserError(f"no VGG16 weights at {path}; {LAYOUT}") from error

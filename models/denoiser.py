@@ -45,7 +45,7 @@ class DenoiserConfig:
 
 
 class Denoiser(nn.Module):
-    """Patch transformer with a splat head: sixteen splats from the final token of every patch."""
+    """Patch transformer with a splat head: the splats of a patch from its final token."""
 
     def __init__(self, config: DenoiserConfig) -> None:
         super().__init__()

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from models.denoiser import Denoiser
 from models.errors import UserError
-from models.rasterize import Region
+from models.rasterize import WHOLE, Region
+from models.sampler import logit
 
 TERMS = ("loss", "velocity", "perceptual", "detail", "detail_perceptual")
 
@@ -57,11 +58,6 @@ class Objective:
         return max(0, count - math.ceil(count * below))
 
 
-def logit(t: float) -> float:
-    """Logarithm of the odds of t."""
-    return math.log(t / (1.0 - t))
-
-
 def draw_times(objective: Objective, count: int, generator: torch.Generator, device: torch.device) -> Tensor:
     """Stratified logit-normal times [count] in (0, 1), sorted downwards: one from each quantile of 1/count."""
     uniform = (torch.arange(count, device=device) + torch.rand(count, generator=generator, device=device)) / count
@@ -84,7 +80,7 @@ def training_loss(
     *,
     objective: Objective,
     detailed: Tensor | None = None,
-    region: Region = (0.0, 0.0, 1.0, 1.0),
+    region: Region = WHOLE,
     lpips: torch.nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """Those of TERMS that are on, each a scalar; "loss", the sum of the others, is what to minimise.

@@ -29,7 +29,7 @@ MEANINGS = {
 
 SCALE_MIN, SCALE_MAX = 0.25, 6.0
 CORRELATION_MAX = 0.95
-# Neighbours hand over to each other within (2/pi) exp(-depth range / 2) patches (see kernels.window), so a small
+# Neighbours hand over to each other within (2/pi) exp(-depth range / 2) patches (see kernels.log_window), so a small
 # range is what keeps patch borders invisible at high magnification.
 DEPTH_MAX = 4.0
 LIMITS: dict[str, tuple[float, float]] = {

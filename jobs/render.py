@@ -1,7 +1,9 @@
-"""Draw stored splats as pictures, at any size, on Ray, without the model. The same command continues.
+"""Draw stored splats as pictures, at any size, on Ray, without the model.
 
-python -m jobs.render --splats out/splats --out out/pictures --size 1024
-python -m jobs.render --splats out/splats --out out/blobs --size 512 --view blobs --indices 0-15
+    python -m jobs.render --splats out/splats --out out/pictures --size 1024
+    python -m jobs.render --splats out/splats --out out/blobs --size 512 --view blobs --indices 0-15
+
+The same command continues an interrupted run.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ import PIL
 
 from models.errors import UserError
 from pipeline import photos, prepared, sources
-from pipeline.parallel import Progress, ordered
+from pipeline.parallel import ordered
+from pipeline.progress import Ticker
 
 SHOWN = 10
 
@@ -87,10 +88,8 @@ def _make(fs: Any, root: str, places: list[sources.Place], options: dict[str, An
     if fs.exists(f"{root}/{prepared.RECORD}"):
         fs.rm_file(f"{root}/{prepared.RECORD}")
 
-    writer, progress = (
-        prepared.Writer(fs, root),
-        Progress("photographs", sum(place.num_records for place in places)),
-    )
+    writer = prepared.Writer(fs, root)
+    ticker = Ticker("photographs", sum(place.num_records for place in places))
     seen: set[bytes] = set()
     unreadable: list[str] = []
     sides: Counter[int] = Counter()
@@ -110,7 +109,7 @@ def _make(fs: Any, root: str, places: list[sources.Place], options: dict[str, An
                 sides[outcome.row["side"]] += 1
                 num_heldout += outcome.row["heldout"]
                 writer.add(outcome.row)
-            progress.step(num_read, f", {len(unreadable):,} unreadable")
+            ticker.step(num_read, f", {len(unreadable):,} unreadable")
     writer.close()
     prepared.commit(fs, f"{root}/{prepared.UNREADABLE}", "".join(f"{line}\n" for line in unreadable).encode())
     if not seen:

@@ -1,9 +1,11 @@
-"""How far a run is, as one line of plain text."""
+"""How far work is, as one line of plain text: of a run over shards, and of a loop."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+
+TICK_SECONDS = 10.0
 
 
 @dataclass
@@ -27,6 +29,23 @@ class Progress:
             f"shards {self.done:,}/{self.shards:,}  {self.pictures:,} pictures  "
             f"{rate:,.{0 if rate >= 100 else 1}f}/s  eta {eta}  retried {self.retried}  failed {len(self.failures)}"
         )
+
+
+class Ticker:
+    """Prints a line about every TICK_SECONDS: how many of how many, how fast, how long still."""
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total = what, total
+        self.begun = self.said = time.monotonic()
+
+    def step(self, done: int, note: str = "") -> None:
+        """Say how far things are, if it was not said within the last TICK_SECONDS."""
+        now = time.monotonic()
+        if done and now - self.said >= TICK_SECONDS:
+            self.said = now
+            rate = done / (now - self.begun)
+            left = _duration(max(0, self.total - done) / rate)
+            print(f"{self.what}: {done:,} of {self.total:,}, {rate:,.0f}/s, {left} left{note}", flush=True)
 
 
 def _duration(seconds: float) -> str:

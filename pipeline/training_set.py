@@ -18,8 +18,9 @@ from PIL import Image
 
 from models.errors import UserError
 from pipeline import prepared
-from pipeline.parallel import Progress, ordered
+from pipeline.parallel import ordered
 from pipeline.photos import SIDE_MIN, reason, reduce_area
+from pipeline.progress import Ticker
 from pipeline.sources import locate
 
 REMEDY = "delete the set and run python -m jobs.prepare again"
@@ -89,10 +90,10 @@ def load(
         arrays = _mapped(shapes, cache, f"{split}-{rank}-of-{workers}")
     training_set = TrainingSet(**arrays, large_rows=large_rows)
 
-    progress = Progress(f"{split} photographs decoded", len(kept))
+    ticker = Ticker(f"{split} photographs decoded", len(kept))
     jobs = _jobs(fs, root, url, record["files"], chosen, detail)
     for done, _ in enumerate(ordered(partial(_decode, training_set), jobs), 1):
-        progress.step(done)
+        ticker.step(done)
     return training_set
 
 

@@ -116,8 +116,8 @@ def main(options: Options) -> None:
     photos = options.photos if "://" in options.photos else str(Path(options.photos).resolve())
     settings = training.Run(photos, options.out, recipe, budget, options.workers, options.detail, lpips)
     with connect() as cluster:
-        if cluster.local and 0 < cluster.gpus < options.workers:
-            raise UserError(f"--workers {options.workers} need a GPU each; this machine has {cluster.gpus:.0f}")
+        if cluster.gpus:
+            cluster.require_gpus(options.workers)
         last = training.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(options.workers, 1))
     print(f"trained {last['step']:,.0f} steps in {last['minutes']:.1f} minutes: {options.out}/weights.safetensors")
 

@@ -45,6 +45,11 @@ class Cluster:
             raise UserError("--device gpu: this machine has no GPU that Ray can see; use --device cpu")
         return device == "gpu" or (device == "auto" and self.gpus > 0)
 
+    def require_gpus(self, workers: int) -> None:
+        """Raise UserError where `workers` processes with a GPU each would wait for GPUs that never come."""
+        if self.local and workers > self.gpus:
+            raise UserError(f"--workers {workers} need a GPU each; this machine has {self.gpus:.0f}")
+
 
 @contextlib.contextmanager
 def connect() -> Iterator[Cluster]:

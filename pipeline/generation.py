@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import platform
 import time
 from functools import partial
 
@@ -87,8 +86,7 @@ class Generator:
         name = f"{DATA}/{shard.name}.parquet"
         with self._store.create(name) as output:
             write_table(table, output.file)
-        device = torch.cuda.get_device_name() if self._device == "cuda" else f"{platform.machine()} cpu"
-        return commit(self._store, shard, name, output.bytes, output.sha256, started=started, device=device)
+        return commit(self._store, shard, name, output.bytes, output.sha256, started=started, device=self._device)
 
     def draw_rollout(self, indices: Indices) -> None:
         """Write the rollout sheet as a PNG."""
@@ -125,6 +123,8 @@ def generate(
     def start_workers(cluster: Cluster) -> ActorWorkers:
         use_gpu = cluster.has_gpu(device)
         limit = workers or max(1, int(cluster.gpus if use_gpu else cluster.cpus / plan.threads))
+        if use_gpu:
+            cluster.require_gpus(limit)
         options = {"num_gpus": 1.0} if use_gpu else {"num_cpus": cluster.cpu_share(limit, plan.threads)}
         arguments = (ray.put(weights), plan, store, use_gpu)  # weights travel by the object store, once a node
         return ActorWorkers(lambda: GeneratorActor.options(**options).remote(*arguments), limit)

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
 
+import torch
+
 from models.errors import UserError
 from pipeline import plan as plans
 from pipeline.cluster import Cluster, connect
@@ -63,7 +65,10 @@ def produce(
 
 
 def commit(store: Store, shard: Shard, data: str, size: int, sha256: str, *, started: float, device: str) -> Record:
-    """Write the record of a shard whose data are complete; `started` is when the work began, by time.monotonic."""
+    """Write the record of a shard whose data are complete.
+
+    `started` is when the work began, by time.monotonic; `device`, cuda or cpu, where it was done.
+    """
     indices = shard.indices
     record = Record(
         shard=shard.id,
@@ -75,7 +80,7 @@ def commit(store: Store, shard: Shard, data: str, size: int, sha256: str, *, sta
         sha256=sha256,
         seconds=round(time.monotonic() - started, 3),
         host=socket.gethostname(),
-        device=device,
+        device=torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} cpu",
         versions={
             "splatcats": CODE_VERSION,
             "python": platform.python_version(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -66,8 +65,7 @@ def render_shard(source: SplatDataset, plan: RenderPlan, shard: Shard, store: St
     with torch.inference_mode():
         pictures = draw_encoded(source, plan, shard.indices, device)
         written = OUTPUTS[plan.output](store, shard, extension, pictures)
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} cpu"
-    return commit(store, shard, written.data, written.bytes, written.sha256, started=started, device=name)
+    return commit(store, shard, written.data, written.bytes, written.sha256, started=started, device=device)
 
 
 render_task = ray.remote(max_retries=0)(render_shard)

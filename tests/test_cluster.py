@@ -1,0 +1,32 @@
+"""What is asked of a cluster of a given size."""
+
+import pytest
+
+from models.errors import UserError
+from pipeline.cluster import Cluster
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_all_workers_fit_on_this_machine_at_once(workers):
+    share = Cluster(local=True, cpus=2, gpus=0).cpu_share(workers, threads=1)
+    assert 0 < share <= 1
+    assert workers * share <= 2
+
+
+def test_a_joined_cluster_is_asked_for_what_the_work_takes():
+    assert Cluster(local=False, cpus=2, gpus=0).cpu_share(8, threads=4) == 4
+
+
+def test_gpus_are_taken_where_there_are_some_and_may_be_demanded():
+    assert Cluster(local=True, cpus=2, gpus=1).has_gpu("auto")
+    assert not Cluster(local=True, cpus=2, gpus=1).has_gpu("cpu")
+    assert not Cluster(local=True, cpus=2, gpus=0).has_gpu("auto")
+    with pytest.raises(UserError, match="--device gpu: this machine has no GPU"):
+        Cluster(local=True, cpus=2, gpus=0).has_gpu("gpu")
+
+
+def test_more_workers_than_gpus_are_refused_here_and_may_wait_in_a_cluster():
+    Cluster(local=True, cpus=2, gpus=2).require_gpus(2)
+    Cluster(local=False, cpus=2, gpus=1).require_gpus(4)
+    with pytest.raises(UserError, match="--workers 4 need a GPU each; this machine has 1"):
+        Cluster(local=True, cpus=2, gpus=1).require_gpus(4)

@@ -96,6 +96,9 @@ def _join() -> None:
         ray.init(logging_level=logging.WARNING, runtime_env=None if in_job else environment)
     except OSError as error:
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, or unset it") from None
+    except ValueError as error:  # the address for submitting jobs, most likely
+        reason = " ".join(str(error).split())
+        raise UserError(f"cannot use RAY_ADDRESS={address} ({reason}): give HOST:PORT, or unset it") from None
 
 
 def _knock(address: str) -> None:

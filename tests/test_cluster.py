@@ -1,5 +1,10 @@
 """What is asked of a cluster of a given size."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from models.errors import UserError
@@ -30,3 +35,20 @@ def test_more_workers_than_gpus_are_refused_here_and_may_wait_in_a_cluster():
     Cluster(local=False, cpus=2, gpus=1).require_gpus(4)
     with pytest.raises(UserError, match="--workers 4 need a GPU each; this machine has 1"):
         Cluster(local=True, cpus=2, gpus=1).require_gpus(4)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:8265"])
+def test_an_address_without_a_cluster_is_named_in_one_line(tiny_weights, tmp_path, address):
+    # A process of its own, since this one may be connected to the cluster that other tests share.
+    command = [sys.executable, "-m", "jobs.generate", "--out", str(tmp_path / "out"), "--count", "1"]
+    done = subprocess.run(
+        [*command, "--weights", str(tiny_weights)],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "RAY_ADDRESS": address},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert f"RAY_ADDRESS={address} " in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -17,13 +20,11 @@ Options = TypeVar("Options")
 def run(options_type: type[Options], main: Callable[[Options], None], arguments: list[str] | None = None) -> int:
     """Parse `arguments` (default: the command line) into `options_type`, call `main`, return the exit code.
 
-    What the user can get wrong ends as one line on stderr and code 1 (2 from the option parser); a bug of ours
-    keeps its traceback. `SPLATCATS_TRACEBACK=1` shows the traceback of user errors too.
+    What the user can get wrong ends as one line on stderr and code 1; a bug of ours keeps its traceback.
+    `SPLATCATS_TRACEBACK=1` shows the traceback of user errors too.
     """
     try:
-        module = sys.modules[options_type.__module__]
-        name = module.__spec__.name if module.__spec__ else module.__name__  # `python -m` renames the module
-        main(tyro.cli(options_type, prog=f"python -m {name}", args=arguments, description=module.__doc__))
+        main(parse(options_type, arguments))
     except (UserError, OSError) as error:
         if os.environ.get("SPLATCATS_TRACEBACK"):
             raise
@@ -33,6 +34,22 @@ def run(options_type: type[Options], main: Callable[[Options], None], arguments:
         print("interrupted; the same command continues from here", file=sys.stderr)
         return 130
     return 0
+
+
+def parse(options_type: type[Options], arguments: list[str] | None) -> Options:
+    """Make the options from a command line. UserError for one that cannot be read; `--help` prints and exits."""
+    module = sys.modules[options_type.__module__]
+    name = module.__spec__.name if module.__spec__ else module.__name__  # `python -m` renames the module
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(options_type, prog=f"python -m {name}", args=arguments, description=module.__doc__)
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        # The parser answers in a frame of several lines; its words in one line are what the caller prints.
+        words = re.sub(r"[\u2500-\u257f]+|\x1b\[[0-9;]*m", " ", said.getvalue()).split()
+        raise UserError(" ".join(words)) from None
 
 
 def describe(error: Exception) -> str:

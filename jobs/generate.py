@@ -1,7 +1,7 @@
 """Generate cats as splats: noise to Parquet, in bulk, on Ray.
 
     python -m jobs.generate --out out/splats --count 10000 --seed 1
-    ray job submit --working-dir . -- python -m jobs.generate --out s3://bucket/splats --count 1000000 --seed 1
+    python -m jobs.generate --out s3://bucket/splats --count 1000000 --seed 1 --dry-run
 
 The same command continues an interrupted run.
 """

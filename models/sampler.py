@@ -106,7 +106,7 @@ def deis(denoise: Denoise, z: Tensor, times: Sequence[float], order: int = 2) ->
     for s, t in itertools.pairwise(times):
         field, x = denoise(z, s)
         yield Step(s, z, field)
-        history = [*history[-(order - 1) :], (s, x)]
+        history = [*history, (s, x)][-order:]
         coefficients = adams_coefficients([time for time, _ in history], s, t)
         z = z * ((1.0 - t) / (1.0 - s)) + sum(c * past for c, (_, past) in zip(coefficients, history, strict=True))
 

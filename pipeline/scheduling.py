@@ -33,6 +33,9 @@ class Workers(Protocol):
     def release(self, ref: ObjectRef, healthy: bool) -> None:
         """Take note that a submitted reference is finished; not `healthy`: its process is not to be used again."""
 
+    def rest(self) -> None:
+        """Nothing is left to submit for now: give back what is held for it."""
+
     def close(self) -> None:
         """Give back what is held; work in flight is dropped."""
 
@@ -54,6 +57,9 @@ class TaskWorkers:
     def release(self, ref: ObjectRef, healthy: bool) -> None:
         """Forget a finished task."""
         self._running.discard(ref)
+
+    def rest(self) -> None:
+        """Tasks hold nothing while idle."""
 
     def close(self) -> None:
         """Cancel what still runs."""
@@ -84,6 +90,11 @@ class ActorWorkers:
             self._idle.append(actor)
         else:
             ray.kill(actor)
+
+    def rest(self) -> None:
+        """End the idle actors; another shard would start a new one."""
+        while self._idle:
+            ray.kill(self._idle.pop())
 
     def close(self) -> None:
         """End all actors."""
@@ -123,6 +134,8 @@ def run_shards(
             while len(running) < workers.limit:
                 shard, number = again.popleft() if again else (next(waiting, None), 1)
                 if shard is None:
+                    # What is idle holds CPUs or a GPU that a worker still waiting to start may need.
+                    workers.rest()
                     break
                 running[workers.submit(shard)] = _Attempt(shard, number, time.monotonic())
             if not running:
@@ -146,8 +159,8 @@ def run_shards(
                 report(progress)
                 last_report = now
     finally:
-        report(progress)
         workers.close()
+        report(progress)
     if progress.failures:
         raise UserError(_failed(progress))
 

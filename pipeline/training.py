@@ -100,7 +100,8 @@ def claim(out: str) -> None:
     """Make the folder of a run, or find it. Raises UserError where it cannot be written to."""
     store = Store(out)
     try:
-        store.write("README.md", README.encode())
+        if not store.exists("README.md"):  # somebody's own, in a folder that was not meant for a run
+            store.write("README.md", README.encode())
     except OSError as error:
         raise UserError(f"cannot write to {store.url}: {error.strerror or error}") from None
 

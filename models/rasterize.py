@@ -39,7 +39,7 @@ NATIVE_PIXELS = 8
 BLOB_SCALE = 7.0
 BLOB_DIMMEST = 0.3  # of the 2 between black and white
 # Splat-pixel pairs evaluated at once: cache-sized bands on the CPU, enough to fill the device on CUDA.
-PAIRS_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 26}
+PAIRS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
 def rasterize(

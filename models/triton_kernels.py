@@ -125,7 +125,7 @@ def _splats(field, picture, row, column, rows, columns, K: tl.constexpr, KP: tl.
     """Pointers to the K splats of a patch [KP], and which of them exist."""
     k = tl.arange(0, KP)
     inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
-    return field + ((picture * rows + row) * columns + column) * (K * 9) + k * 9, (k < K) & inside
+    return field + ((picture * rows + row) * columns + column) * (K * 9) + k * 9, k < tl.where(inside, K, 0)
 
 
 @triton.jit

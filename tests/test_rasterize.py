@@ -99,14 +99,15 @@ def test_gradients(generator, kernel):
     assert torch.autograd.gradcheck(lambda f: rasterize(f, 16, 17, kernel=kernel), field, eps=1e-6, atol=1e-4)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_memory_does_not_grow_with_the_picture():
     script = (
         "import torch; from models.rasterize import rasterize; from models.splats import random_field\n"
         "rasterize(random_field(torch.Generator(), 1, 8, 8, 16), 256, 16384)\n"
-        "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        "import re; print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
-    assert int(out.stdout) < 1.2 * 2**20, "a picture of 4 Mpx took more than 1.2 GiB"
+    assert int(out.stdout) < 0.7 * 2**20, "a picture of 4 Mpx took more than 0.7 GiB"
 
 
 def test_raw_outputs_become_physical():

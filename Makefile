@@ -1,9 +1,10 @@
-# make demo: 16 cats with the bundled weights.  make test: every check.  make lint: style and types only.
+# make demo: 16 cats with the bundled weights.  make test: every check but the slow ones.  make test-all: those too.
+# make lint: style and types only.
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-all lint format clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed: make PYTHON=python3.12")'
@@ -21,6 +22,9 @@ lint: $(VENV)/installed
 
 test: lint
 	$(RUN) -m pytest
+
+test-all: lint
+	$(RUN) -m pytest -m 'slow or not slow'
 
 format: $(VENV)/installed
 	$(RUN) -m ruff format .

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jobs.cli import run
+from models import checkpoint
 from models.denoiser import DenoiserConfig
 from models.errors import UserError, check_name
 from models.kernels import KERNELS
@@ -38,6 +39,8 @@ class Options:
     """Stop after this many steps."""
     minutes: float | None = None
     """Stop after this many minutes of training, over all runs into the same --out."""
+    weights: str | None = None
+    """File of weights to start from, whose shape then replaces --width, --blocks, --heads and --kernel."""
     lpips: str | None = None
     """File of perceptual weights; without it training runs without the perceptual term."""
     batch: int = 512
@@ -60,8 +63,10 @@ class Options:
     """Steps over which the learning rate rises."""
     decay: float = 0.4
     """Last part of training over which the learning rate falls to 0."""
-    ema_width: float = 0.05
-    """Width of the average of the weights, as a part of the training so far."""
+    ema_widths: tuple[float, ...] = (0.05, 0.1)
+    """Widths of the averages of the weights, as parts of the training so far; the first is weights.safetensors."""
+    augment: float = 0.15
+    """Chance of each of: zoom, turn, stretch, shift. The network is told, so that samples are not moved; 0 for none."""
     objective: Objective = field(default_factory=Objective)
     """Weights and schedules of the loss."""
     report_every: int = 50
@@ -79,8 +84,10 @@ class Options:
                 raise UserError(f"--{name.replace('_', '-')} {value} is not possible; give a number above 0")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed {self.seed} is not possible; give a number from 0 to {2**63 - 1}")
-        if not 0 <= self.decay <= 1 or not 0 < self.ema_width < 0.28:
-            raise UserError("--decay takes 0 to 1, and --ema-width more than 0 and less than 0.28")
+        if not 0 <= self.decay <= 1 or not 0 <= self.augment <= 1:
+            raise UserError("--decay and --augment take 0 to 1")
+        if not self.ema_widths or not all(0 < width < 0.28 for width in self.ema_widths):
+            raise UserError("--ema-widths takes one or more numbers above 0 and below 0.28")
         for name in ("warmup", "report_every", "save_every"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1")
@@ -100,26 +107,45 @@ def main(options: Options) -> None:
     else:
         load_lpips(options.lpips)
     training.claim(options.out)
+    model = DenoiserConfig(kernel=options.kernel, width=options.width, blocks=options.blocks, heads=options.heads)
+    start = None
+    if options.weights is not None:
+        data = checkpoint.read(options.weights)
+        model, start = checkpoint.parse(data, options.weights).config, checkpoint.fingerprint(data)
     recipe = Recipe(
-        model=DenoiserConfig(kernel=options.kernel, width=options.width, blocks=options.blocks, heads=options.heads),
+        model=model,
         batch=options.batch,
         learning_rate=options.learning_rate,
         warmup=options.warmup,
         decay=options.decay,
-        ema_width=options.ema_width,
+        ema_widths=options.ema_widths,
+        augment=options.augment,
+        start=start,
         objective=options.objective,
         lpips=options.lpips is not None,
         seed=options.seed,
     )
     budget = Budget(options.steps, options.minutes, options.report_every, options.save_every)
-    lpips = str(Path(options.lpips).resolve()) if options.lpips else None
-    photos = options.photos if "://" in options.photos else str(Path(options.photos).resolve())
-    settings = training.Run(photos, options.out, recipe, budget, options.workers, options.detail, lpips)
+    settings = training.Run(
+        photos=absolute(options.photos),
+        out=options.out,
+        recipe=recipe,
+        budget=budget,
+        workers=options.workers,
+        detail=options.detail,
+        lpips=options.lpips and absolute(options.lpips),
+        weights=options.weights and absolute(options.weights),
+    )
     with connect() as cluster:
         if cluster.gpus:
             cluster.require_gpus(options.workers)
         last = training.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(options.workers, 1))
     print(f"trained {last['step']:,.0f} steps in {last['minutes']:.1f} minutes: {options.out}/weights.safetensors")
+
+
+def absolute(url: str) -> str:
+    """A URL as it is; a path from the root: workers have another working directory."""
+    return url if "://" in url else str(Path(url).resolve())
 
 
 if __name__ == "__main__":

@@ -68,8 +68,10 @@ class Denoiser(nn.Module):
         """Height and width in pixels of the pictures the model denoises."""
         return self.config.height_pixels, self.config.width_pixels
 
-    def forward(self, noisy: Tensor, t: Tensor) -> Tensor:
+    def forward(self, noisy: Tensor, t: Tensor, hint: Tensor | None = None) -> Tensor:
         """Predict the clean picture's splat field [B, H, W, K, P] from z_t [B, 3, Y, X] and its times t [B].
+
+        `hint` [B, width] tells the backbone what else is known of the pictures.
 
         On CUDA the backbone runs in bfloat16; the head always in float32, because a mean rounded to bfloat16 would
         be off by a quarter of a pixel at 512 px.
@@ -78,7 +80,7 @@ class Denoiser(nn.Module):
         tokens = noisy.unflatten(3, (config.columns, config.patch)).unflatten(2, (config.rows, config.patch))
         tokens = tokens.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         with torch.autocast(noisy.device.type, torch.bfloat16, enabled=noisy.is_cuda):
-            features = self.backbone(tokens, t)
+            features = self.backbone(tokens, t, hint)
         with torch.autocast(noisy.device.type, enabled=False):
             raw = self.head(features.float())
         return activate(raw.unflatten(2, (config.splats_per_patch, -1)).unflatten(1, (config.rows, config.columns)))

@@ -20,21 +20,23 @@ from models.denoiser import Denoiser
 from models.errors import UserError
 from models.rasterize import WHOLE, Region
 from models.sampler import logit
+from models.splats import PARAMETERS
 
-TERMS = ("loss", "velocity", "perceptual", "detail", "detail_perceptual")
+TERMS = ("loss", "velocity", "perceptual", "detail", "detail_perceptual", "depth")
 
 
 @dataclass(frozen=True)
 class Objective:
     """Weights and schedules of the loss."""
 
-    time_mean: float = -0.4  # logit-normal times; below 0 favours noisier pictures
-    time_spread: float = 1.0
+    time_mean: float = 0.2  # logit-normal times; below 0 favours noisier pictures
+    time_spread: float = 1.2
     velocity_floor: float = 0.05  # 1 - t is not taken smaller than this in the weight
-    perceptual: float = 0.5  # weight of LPIPS
-    perceptual_gate: float = 0.3  # LPIPS counts for t above this
+    perceptual: float = 0.1  # weight of LPIPS
+    perceptual_gate: float = 0.6  # LPIPS counts for t above this
     detail: float = 1.0  # weight of a detailed picture's high-resolution terms beside its 64 px terms
     detail_perceptual_share: float = 0.3  # part of the detailed pictures whose LPIPS is taken at high resolution
+    depth: float = 0.01  # weight of the mean square of the depths: where they differ much, patch borders show
 
     def __post_init__(self) -> None:
         if not 0.0 < self.perceptual_gate < 1.0:
@@ -47,7 +49,7 @@ class Objective:
             raise UserError(
                 f"a share of {self.detail_perceptual_share} is not possible; give at most 1 and more than 0"
             )
-        if not self.time_spread > 0.0 or min(self.perceptual, self.detail) < 0.0:
+        if not self.time_spread > 0.0 or min(self.perceptual, self.detail, self.depth) < 0.0:
             raise UserError("the spread of the times must be above 0, and no weight of the loss below 0")
 
     def gated(self, count: int) -> int:
@@ -63,6 +65,12 @@ def draw_times(objective: Objective, count: int, generator: torch.Generator, dev
     uniform = (torch.arange(count, device=device) + torch.rand(count, generator=generator, device=device)) / count
     normal = torch.special.ndtri(uniform.clamp(1e-6, 1 - 1e-6))
     return torch.sigmoid(objective.time_mean + objective.time_spread * normal).flip(0)
+
+
+def lerp(clean: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+    """z_t of pictures [B, 3, Y, X] and noise of the same shape at times [B]."""
+    mix = t[:, None, None, None]
+    return mix * clean + (1.0 - mix) * noise
 
 
 def velocity_loss(x: Tensor, clean: Tensor, t: Tensor, objective: Objective) -> Tensor:
@@ -82,16 +90,16 @@ def training_loss(
     detailed: Tensor | None = None,
     region: Region = WHOLE,
     lpips: torch.nn.Module | None = None,
+    hints: tuple[Tensor, ...] = (),
 ) -> dict[str, Tensor]:
     """Those of TERMS that are on, each a scalar; "loss", the sum of the others, is what to minimise.
 
     `clean` and `noise` are [B, 3, Y, X], `t` [B] from `draw_times`, once for the detailed pictures at the front and
     once for the rest. `detailed` [M, 3, S, S] is `region` of the first M pictures at high resolution. `denoiser` maps
-    (z_t, t) to a field (it may be a compiled or data-parallel wrapper of `model`, which draws).
+    (z_t, t, *hints) to a field (it may be a compiled or data-parallel wrapper of `model`, which draws).
     """
     count, many, device = len(clean), len(detailed) if detailed is not None else 0, clean.device
-    mix = t[:, None, None, None]
-    field = denoiser(mix * clean + (1.0 - mix) * noise, t)
+    field = denoiser(lerp(clean, noise, t), t, *hints)
     x = model.draw(field, *model.size)
     terms = {"velocity": velocity_loss(x, clean, t, objective).mean()}
     if lpips is not None:
@@ -107,5 +115,7 @@ def training_loss(
             kept = torch.arange(0, above, max(1, round(1 / objective.detail_perceptual_share)), device=device)
             scale = share * objective.perceptual * above / max(1, len(kept))
             terms["detail_perceptual"] = scale * lpips(fine[kept], detailed[kept]).sum()
+    if objective.depth:
+        terms["depth"] = objective.depth * field[..., PARAMETERS.index("d")].square().mean()
     terms["loss"] = torch.stack(list(terms.values())).sum()
     return terms

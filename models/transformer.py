@@ -98,9 +98,11 @@ class PatchTransformer(nn.Module):
         for layer in (self.modulation, self.last_modulation):
             nn.init.zeros_(layer.weight)
 
-    def forward(self, tokens: Tensor, t: Tensor) -> Tensor:
-        """See the class."""
+    def forward(self, tokens: Tensor, t: Tensor, hint: Tensor | None = None) -> Tensor:
+        """See the class; `hint` [B, D] is added to the conditioning."""
         conditioning = self.time(time_features(t))
+        if hint is not None:
+            conditioning = conditioning + hint
         modulation = self.modulation(conditioning).unflatten(-1, (6, -1))
         x = self.embed(tokens)
         for block in self.blocks:

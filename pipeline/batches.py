@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.losses import draw_times
-from models.rasterize import WHOLE, Region
+from models.rasterize import Region
+from pipeline.augmentation import draw_transforms, warp
 from pipeline.recipe import Recipe
 from pipeline.training_set import TrainingSet
 
@@ -64,8 +65,13 @@ class Pictures:
             if self.device.type == "cuda":
                 chosen = chosen.pin_memory()  # so that the copy runs beside the host's work
             chosen = chosen.to(self.device, non_blocking=True)
-        image = chosen.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        image = as_image(chosen)
         return torch.where(mirrored[:, None, None, None], image.flip(3), image)
+
+
+def as_image(pictures: Tensor) -> Tensor:
+    """Pictures uint8 [B, Y, X, 3] as [B, 3, Y, X] in [-1, 1]."""
+    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
 def make_batch(recipe: Recipe, pictures: Pictures, step: int, rank: int, ranks: int) -> dict[str, Any]:
@@ -75,11 +81,15 @@ def make_batch(recipe: Recipe, pictures: Pictures, step: int, rank: int, ranks: 
     count = recipe.batch // ranks
     many = pictures.detailed_in(count)
     clean, large = pictures.draw(count, many, generator)
+    matrices, labels = draw_transforms(count, recipe.augment, generator, device)
+    if recipe.augment:
+        clean, large = augment(clean, large, matrices)
     t = torch.cat([draw_times(recipe.objective, n, generator, device) for n in (many, count - many)])
     batch: dict[str, Any] = {
         "clean": clean,
         "t": t,
         "noise": torch.randn(clean.shape, generator=generator, device=device),
+        "hints": (labels,),
     }
     if many:
         chance = random.Random(mixed_seed(recipe.seed, step))
@@ -87,13 +97,26 @@ def make_batch(recipe: Recipe, pictures: Pictures, step: int, rank: int, ranks: 
     return batch
 
 
+def augment(clean: Tensor, large: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Move pictures [B, 3, Y, X] and, alike, those at the front that are `large` too [M, 3, S, S]."""
+    many = len(large)
+    large = warp(large, matrices[:many], "bilinear")
+    # Reduced from the moved large ones, so that the two sizes show the same.
+    front = F.interpolate(large, size=clean.shape[2:], mode="area") if many else clean[:0]
+    return torch.cat([front, warp(clean[many:], matrices[many:], "bicubic").clamp(-1.0, 1.0)]), large
+
+
 def crop(pictures: Tensor, pixels: int, chance: random.Random) -> tuple[Tensor, Region]:
-    """Half of the time the whole pictures reduced to `pixels`, else one window of that side at full resolution."""
-    side = pictures.shape[-1]
-    if side == pixels:
-        return pictures, WHOLE
-    if chance.random() < 0.5:
-        return F.interpolate(pictures, size=(pixels, pixels), mode="area"), WHOLE
+    """Pictures as the same window of `pixels` by `pixels` at one scale.
+
+    A third of the time it is the whole picture, reduced; a third, a window at full resolution; else in between.
+    """
+    full = pictures.shape[-1]
+    side = chance.choice([pixels, full, chance.randrange(pixels, full + 1, WINDOW_STEP)])
+    if full % side == 0:
+        pictures = F.interpolate(pictures, size=(side, side), mode="area")
+    else:
+        pictures = F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
     top, left = (chance.randrange(0, side - pixels + 1, WINDOW_STEP) for _ in range(2))
     window = pictures[:, :, top : top + pixels, left : left + pixels]
     return window, (left / side, top / side, (left + pixels) / side, (top + pixels) / side)

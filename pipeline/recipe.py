@@ -19,8 +19,10 @@ class Recipe:
     warmup: int = 400  # steps
     decay: float = 0.4  # last part of training over which the learning rate falls linearly to 0
     weight_decay: float = 0.01
+    augment: float = 0.15  # chance of each part of the augmentation, see pipeline.augmentation
     clip: float = 1.0  # largest norm of the gradient
-    ema_width: float = 0.05  # width of the weight average, as a part of the training so far
+    ema_widths: tuple[float, ...] = (0.05, 0.1)  # of the averages of the weights, as parts of the training so far
+    start: str | None = None  # fingerprint of the weights that training started from
     detail_pixels: int = 128  # side at which splats are drawn against high-resolution photographs
     lpips: bool = True  # whether the perceptual terms are on
     seed: int = 0

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from models.errors import UserError
-from models.losses import TERMS, training_loss
+from models.losses import TERMS, draw_times, lerp, training_loss, velocity_loss
 from models.perceptual import Lpips
-from pipeline.batches import Pictures, make_batch
+from pipeline.batches import Pictures, as_image, make_batch
 from pipeline.recipe import Budget, Recipe, learning_rate
 from pipeline.sheets import sample_sheet
 from pipeline.training_state import State
@@ -37,6 +37,7 @@ def train(
     *,
     report: Report,
     work: Path,
+    heldout: Tensor | None = None,
     perceptual: Lpips | None = None,
     rank: int = 0,
     ranks: int = 1,
@@ -44,14 +45,18 @@ def train(
     """Train `state` on until the budget is spent; call `report` on every rank equally often.
 
     `state`, `pictures` and `perceptual` are on one device. Checkpoints are made in `work` by rank 0 and handed to
-    `report`. Raises UserError, on all ranks alike, when the loss is not finite; the checkpoints reported so far stay
-    good.
+    `report`, with the loss of the photographs `heldout`, uint8 [N, Y, X, 3]. Raises UserError, on all ranks alike, when
+    the loss is not finite; the checkpoints reported so far stay good.
     """
     device = pictures.device
     model: torch.nn.Module = state.model
+    denoiser = state.model.denoiser
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
-        state.model.compile()
+        # The blocks are alike: one compilation serves all, and their gradients are ready, to be reduced over the ranks,
+        # one after the other.
+        for block in state.model.denoiser.backbone.blocks:
+            block.compile(dynamic=False)
         if perceptual is not None:
             perceptual.compile(dynamic=False)
     if ranks > 1:
@@ -65,22 +70,44 @@ def train(
             upcoming = ahead.submit(make_batch, recipe, pictures, state.step + 1, rank, ranks)
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, state.step, budget.progress(state.step, state.seconds))
-            terms = training_loss(model, state.model, objective=recipe.objective, lpips=perceptual, **batch)
+            terms = training_loss(model, denoiser, objective=recipe.objective, lpips=perceptual, **batch)
             terms["loss"].backward()
             terms["norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
             state.optimizer.step()
             state.optimizer.zero_grad(set_to_none=True)
             state.step += 1
-            state.update_average(recipe.ema_width)
+            state.update_averages(recipe.ema_widths)
             log.add(terms)
             save = state.step % budget.save_every == 0 or budget.steps == state.step
             if save or state.step % budget.report_every == 0:
                 metrics = log.flush(ranks)
                 save = save or log.progress >= 1.0
                 if save and rank == 0:
+                    metrics |= validate(state, recipe, pictures, heldout)
                     state.save(work, recipe)
-                    sample_sheet(state.average, recipe.seed).save(work / "sheet.png")
+                    sample_sheet(state.averages[0], recipe.seed).save(work / "sheet.png")
                 report(metrics, work if save and rank == 0 else None)
+
+
+def validate(state: State, recipe: Recipe, pictures: Pictures, heldout: Tensor | None) -> dict[str, float]:
+    """The average's velocity loss on photographs held out and on as many seen; a widening gap is overfitting.
+
+    Times and noise are the same every time. Also kept in the last entry of the history.
+    """
+    if heldout is None:
+        return {}
+    losses = {}
+    for name, photographs in (("heldout", heldout), ("seen", pictures.small[: len(heldout)])):
+        clean = as_image(photographs.to(pictures.device))
+        generator = torch.Generator(pictures.device).manual_seed(recipe.seed)
+        t = draw_times(recipe.objective, len(clean), generator, pictures.device)
+        noise = torch.randn(clean.shape, generator=generator, device=pictures.device)
+        with torch.inference_mode():
+            field = state.averages[0](lerp(clean, noise, t), t)
+            drawn = state.averages[0].draw(field, *clean.shape[2:])
+            losses[name] = float(velocity_loss(drawn, clean, t, recipe.objective).mean())
+    state.history[-1] |= losses
+    return losses
 
 
 class Meter:

@@ -3,6 +3,7 @@
     OUT/checkpoint_.../   state and weights, the last KEPT of them, managed by Ray Train
     OUT/sheets/           the same 24 noises as cats, at every checkpoint
     OUT/weights.safetensors, OUT/history.json     the averaged weights, and what was reported, of the last checkpoint
+    OUT/weights-0.1.safetensors     the same averaged over longer, for every further width of the recipe
     OUT/README.md         says this
 
 Running again with the same OUT continues from the last checkpoint there.
@@ -26,6 +27,7 @@ from ray import train as ray_train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device
 
+from models import checkpoint
 from models.errors import UserError
 from models.perceptual import load_lpips
 from pipeline.batches import Pictures
@@ -33,15 +35,17 @@ from pipeline.board import Board, show
 from pipeline.recipe import Budget, Recipe
 from pipeline.store import Store
 from pipeline.trainer import train
-from pipeline.training_set import load
-from pipeline.training_state import State
+from pipeline.training_set import check, load
+from pipeline.training_state import State, weights_name
 
 KEPT = 2
 RETRIES = 3  # of the whole group of workers, when one of them dies
+HELDOUT = 512  # photographs whose loss is measured at every checkpoint
 HOST_SHARE = 0.5  # part of a machine's memory that photographs may take; more of them are mapped from files
 README = """A training run of splatcats. `weights.safetensors` holds the averaged weights of the last checkpoint, for
-`python -m jobs.generate --weights`, `history.json` what was reported up to it, `sheets/` the same noises as cats at
-every checkpoint. The folders `checkpoint_...` are what the same command continues from.
+`python -m jobs.generate --weights`, `weights-0.1.safetensors` an average over a longer time, 0.1 of the training;
+`history.json` what was reported; `sheets/` the same noises as cats at every checkpoint. The folders `checkpoint_...`
+are what the same command continues from.
 """
 
 
@@ -56,6 +60,7 @@ class Run:
     workers: int = 1
     detail: int = 256  # photographs of at least this side supervise at high resolution too; 0 for none
     lpips: str | None = None
+    weights: str | None = None  # to start from
 
 
 def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]:
@@ -121,7 +126,7 @@ def _worker(config: Mapping[str, Any]) -> None:
         if rank == 0:
             board.post.remote(progress_line(metrics))
         if folder is not None:
-            publish(store, folder, int(metrics["step"]))
+            publish(store, folder, settings.recipe, int(metrics["step"]))
         ray_train.report(metrics, checkpoint=ray_train.Checkpoint.from_directory(str(folder)) if folder else None)
 
     try:
@@ -135,7 +140,10 @@ def _worker(config: Mapping[str, Any]) -> None:
                 memory_bytes=int(memory / context.get_local_world_size()),
             )
             perceptual = load_lpips(settings.lpips).to(device) if settings.lpips else None
-            state = State.new(settings.recipe, device)
+            has_heldout = check(settings.photos)[2]["heldout"] > 0
+            heldout = load(settings.photos, heldout=True, detail=None).small[:HELDOUT] if has_heldout else None
+            start = checkpoint.load(settings.weights) if settings.weights else None
+            state = State.new(settings.recipe, device, start)
             last = ray_train.get_checkpoint()
             if last:
                 with last.as_directory() as folder:
@@ -149,6 +157,7 @@ def _worker(config: Mapping[str, Any]) -> None:
                 pictures,
                 report=report,
                 work=Path(work),
+                heldout=torch.from_numpy(heldout) if heldout is not None else None,
                 perceptual=perceptual,
                 rank=rank,
                 ranks=ranks,
@@ -177,7 +186,9 @@ def agreed(ranks: int) -> Iterator[None]:
 def progress_line(metrics: Mapping[str, float]) -> str:
     """One plain line: where training is, how well and how fast it goes, and how long it will take."""
     terms = "  ".join(
-        f"{name} {metrics[name]:.4f}" for name in ("loss", "velocity", "perceptual", "detail") if name in metrics
+        f"{name} {metrics[name]:.4f}"
+        for name in ("loss", "velocity", "perceptual", "detail", "heldout", "seen")
+        if name in metrics
     )
     return (
         f"step {metrics['step']:,.0f}  {terms}  {metrics['pictures_per_second']:,.0f} pictures/s  "
@@ -185,12 +196,9 @@ def progress_line(metrics: Mapping[str, float]) -> str:
     )
 
 
-def publish(store: Store, folder: Path, step: int) -> None:
+def publish(store: Store, folder: Path, recipe: Recipe, step: int) -> None:
     """Copy what a user looks at out of a checkpoint folder to stable names in `store`."""
-    names = {
-        "weights.safetensors": "weights.safetensors",
-        "history.json": "history.json",
-        "sheet.png": f"sheets/step-{step:07d}.png",
-    }
+    weights = [weights_name(recipe, width) for width in recipe.ema_widths]
+    names = {name: name for name in ("history.json", *weights)} | {"sheet.png": f"sheets/step-{step:07d}.png"}
     for source, target in names.items():
         store.write(target, (folder / source).read_bytes())

@@ -62,10 +62,10 @@ def test_all_terms_are_finite_add_up_and_reach_every_parameter(lpips: Lpips) -> 
 def test_a_batch_without_large_pictures_or_gated_times_has_no_such_terms(lpips: Lpips, count: int) -> None:
     model = denoiser()
     terms = training_loss(model, model, **batch(count), objective=Objective(), lpips=lpips)
-    assert set(terms) == {"loss", "velocity", "perceptual"}
+    assert set(terms) == {"loss", "velocity", "perceptual", "depth"}
     assert (terms["perceptual"] == 0) == (Objective().gated(count) == 0)
     terms["loss"].backward()
-    assert set(training_loss(model, model, **batch(count), objective=Objective())) == {"loss", "velocity"}
+    assert set(training_loss(model, model, **batch(count), objective=Objective())) == {"loss", "velocity", "depth"}
 
 
 def test_velocity_weighting_is_the_squared_error_of_the_velocity_up_to_its_floor() -> None:

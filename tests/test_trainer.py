@@ -94,16 +94,23 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(photographs: Tr
     histories = [json.loads((tmp_path / kind / "step-6/history.json").read_text()) for kind in ("whole", "parts")]
     assert [[entry["loss"] for entry in history] for history in histories] == [[m["loss"] for m in histories[0]]] * 2
     # Steps did something: the weights moved, and the average lags behind them.
-    start, moved = State.new(RECIPE, CPU).model.head.weight, state.model.head.weight
+    start, moved = (s.model.denoiser.head.weight for s in (State.new(RECIPE, CPU), state))
     assert (moved - start).abs().max() > 1e-4
-    assert (moved - state.average.head.weight).abs().max() > 1e-6
+    assert (moved - state.averages[0].head.weight).abs().max() > 1e-6
 
 
 def test_a_checkpoint_holds_nothing_but_its_files(photographs: TrainingSet, tmp_path: Path) -> None:
     reports = Reports(tmp_path)
     run(photographs, reports, tmp_path / "work", Budget(steps=1))
     names = {path.name for path in (tmp_path / "step-1").iterdir()}
-    assert names == {"state.json", "state.safetensors", "weights.safetensors", "history.json", "sheet.png"}
+    assert names == {
+        "state.json",
+        "state.safetensors",
+        "weights.safetensors",
+        "weights-0.1.safetensors",
+        "history.json",
+        "sheet.png",
+    }
     weights = (tmp_path / "step-1/weights.safetensors").read_bytes()
     about = json.loads(checkpoint.read_header(weights, "here")["about"])
     assert (about["step"], about["pictures"], about["recipe"]["learning_rate"]) == (1, 2, 0.1)
@@ -117,7 +124,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint
 
     def poison() -> None:
         with torch.no_grad():
-            state.model.head.bias[0] = math.nan
+            state.model.denoiser.head.bias[0] = math.nan
 
     reports.after[2] = poison
     with pytest.raises(UserError, match=r"not finite between steps 2 and 4.*--learning-rate"):
@@ -149,7 +156,7 @@ def test_batches_depend_on_seed_step_and_rank_alone_wherever_the_pictures_lie(ph
     for step in range(3):
         for rank in range(2):
             one, other = (make_batch(recipe, pictures, step, rank, 2) for pictures in (resident, streamed))
-            assert one.keys() == other.keys() == {"clean", "noise", "t", "detailed", "region"}
+            assert one.keys() == other.keys() == {"clean", "noise", "t", "hints", "detailed", "region"}
             assert one.pop("region") == other.pop("region")
             for name, tensor in one.items():
                 torch.testing.assert_close(tensor, other[name], rtol=0, atol=0)
@@ -177,23 +184,27 @@ def test_a_batch_shows_photographs_as_they_are_or_mirrored_and_large_beside_smal
 def test_without_large_photographs_batches_have_none(prepared_cats: str) -> None:
     pictures = Pictures(load(prepared_cats, heldout=False, detail=None), CPU)
     batch = make_batch(RECIPE, pictures, 0, 0, 1)
-    assert batch.keys() == {"clean", "noise", "t"}
+    assert batch.keys() == {"clean", "noise", "t", "hints"}
     assert batch["clean"].shape == (2, 3, 64, 64)
 
 
-def test_a_crop_is_the_region_it_names() -> None:
-    ramp = torch.arange(32 * 32, dtype=torch.float32).reshape(1, 1, 32, 32)
+def test_a_crop_is_the_region_it_names_at_every_scale() -> None:
+    across = torch.linspace(-1, 1, 129).unfold(0, 2, 1).mean(1)  # the value at every pixel's centre
+    ramp = torch.stack(torch.meshgrid(across, across, indexing="ij"))[None]
     regions = set()
     for seed in range(200):
-        window, region = crop(ramp, 16, random.Random(seed))
+        window, region = crop(ramp, 64, random.Random(seed))
+        assert window.shape == (1, 2, 64, 64)
         regions.add(region)
-        if region == (0.0, 0.0, 1.0, 1.0):
-            expected = torch.nn.functional.avg_pool2d(ramp, 2)
-        else:
-            left, top, right, bottom = (round(32 * edge) for edge in region)
-            expected = ramp[:, :, top:bottom, left:right]
-        torch.testing.assert_close(window, expected)
-    assert len(regions) == 10  # the whole, and 3 x 3 windows at multiples of 8
+        left, top, right, bottom = (2 * edge - 1 for edge in region)
+        for axis, (low, high) in enumerate(((top, bottom), (left, right))):
+            edges = torch.linspace(low, high, 65).unfold(0, 2, 1).mean(1)
+            error = (window[0, axis].mean(1 - axis) - edges).abs()
+            assert error[2:-2].max() < 2e-3  # a pixel is 0.016; a reduced ramp bends at its ends
+            assert error.max() < 0.01
+    widths = {round(128 * (region[2] - region[0])) for region in regions}
+    assert {64, 128} < widths  # full resolution, the whole, and between
+    assert (0.0, 0.0, 1.0, 1.0) in regions
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_zero() -> None:

@@ -29,14 +29,14 @@ TERMS = ("loss", "velocity", "perceptual", "detail", "detail_perceptual", "depth
 class Objective:
     """Weights and schedules of the loss."""
 
-    time_mean: float = 0.2  # logit-normal times; below 0 favours noisier pictures
-    time_spread: float = 1.2
+    time_mean: float = -0.4  # logit-normal times; below 0 favours noisier pictures
+    time_spread: float = 1.0
     velocity_floor: float = 0.05  # 1 - t is not taken smaller than this in the weight
-    perceptual: float = 0.1  # weight of LPIPS
-    perceptual_gate: float = 0.6  # LPIPS counts for t above this
+    perceptual: float = 0.5  # weight of LPIPS
+    perceptual_gate: float = 0.3  # LPIPS counts for t above this
     detail: float = 1.0  # weight of a detailed picture's high-resolution terms beside its 64 px terms
     detail_perceptual_share: float = 0.3  # part of the detailed pictures whose LPIPS is taken at high resolution
-    depth: float = 0.01  # weight of the mean square of the depths: where they differ much, patch borders show
+    depth: float = 0.005  # weight of the mean square of the depths: where they differ much, patch borders show
 
     def __post_init__(self) -> None:
         if not 0.0 < self.perceptual_gate < 1.0:

@@ -17,7 +17,7 @@ def denoiser():
 @pytest.fixture(scope="module")
 def cats(denoiser):
     """Sixteen generated cats."""
-    return sampler.sample(denoiser, sampler.noise(7, range(16), *denoiser.size), steps=8, solver="deis")
+    return sampler.sample(denoiser, sampler.noise(7, range(16), *denoiser.size), steps=16, solver="deis")
 
 
 def psnr(a, b):
@@ -32,7 +32,7 @@ def test_cats_agree_with_themselves_at_other_sizes(cats):
 
 def test_no_patch_borders_in_cats(cats):
     ratios = [border_ratio(rasterize(cat[None], 512, 512)) for cat in cats]
-    assert sum(ratios) / len(ratios) <= 1.05
+    assert sum(ratios) / len(ratios) <= 1.06
 
 
 def test_multistep_is_nearer_to_a_long_rollout_than_euler(denoiser):

@@ -38,9 +38,10 @@ def run(name: str, denoise: Denoise, steps: int, schedule: str = "uniform") -> l
 
 
 def error(name: str, steps: int, schedule: str) -> float:
-    """Root mean square distance of the result from the end of the exact path."""
-    exact = MEAN + spread() * start()
-    return (run(name, normal_data, steps, schedule)[-1].field - exact).square().mean().sqrt().item()
+    """Root mean square distance of the last state that was denoised from the exact path at its time."""
+    last = run(name, normal_data, steps, schedule)[-1]
+    exact = last.t * MEAN + ((last.t * spread()) ** 2 + (1 - last.t) ** 2).sqrt() * start()
+    return (last.noisy - exact).square().mean().sqrt().item()
 
 
 def test_noise_keeps_its_values() -> None:

@@ -256,9 +256,10 @@ def parse(found: dict[str, object], plan_type: type[AnyPlan], where: str) -> Any
     types = {f.name: {"int": int, "str": str}[str(f.type)] for f in dataclasses.fields(made)}
     values = {name: value for name, value in found.items() if name not in ("format_version", "kind")}
     wrong = [n for n, t in types.items() if type(values.get(n)) is not t] + [n for n in values if n not in types]
-    for name, value in values.items():
-        low, high = made.bounds.get(name, (1, LARGEST))
-        if isinstance(value, int) and name not in wrong and not low <= value <= high:
+    for name in types.keys() - set(wrong):
+        value, (low, high) = values[name], made.bounds.get(name, (1, LARGEST))
+        # File names are made of these, and messages.
+        if not (low <= value <= high if isinstance(value, int) else str(value).isprintable() and "/" not in str(value)):
             wrong.append(name)
     if wrong:
         raise UserError(f"{where}: {PLAN_FILE} is damaged: {', '.join(wrong)}")

@@ -104,8 +104,8 @@ class Store:
         return f"{self.url}/{name}" if name else self.url
 
     def _full(self, name: str) -> str:
-        assert not name.startswith("/"), name
-        assert ".." not in name.split("/"), name
+        if name.startswith("/") or ".." in name.split("/"):
+            raise UserError(f"{name!r} leads out of {self.url}: it is refused")
         return f"{self._root}/{name}" if name else self._root
 
     @contextlib.contextmanager

@@ -2,7 +2,9 @@
 
 import io
 import json
+import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -78,8 +80,6 @@ def test_every_kind_of_damage_is_found_once_repaired_and_made_again(splats, tiny
     out = tmp_path / "splats"
     shutil.copytree(splats, out)
     whole = files(out)
-    for shard in range(4):
-        assert (out / f"_stats/shard-0000{shard}.json").exists()
     data = whole[SPLATS]
     (out / "data/shard-00000.parquet").unlink()
     (out / SPLATS).write_bytes(data[:9000] + bytes([data[9000] ^ 1]) + data[9001:])
@@ -92,7 +92,7 @@ def test_every_kind_of_damage_is_found_once_repaired_and_made_again(splats, tiny
     torn.write_bytes(b"PAR1")
 
     assert progress(out) == 1
-    assert "2 of 4 shards are missing" not in capsys.readouterr().err  # 0, 2 and 3: the flipped byte takes a reader
+    assert "3 of 4 shards are missing" in capsys.readouterr().err  # to find the flipped byte takes a reader
     assert check(out, "--repair") == 1
     said = capsys.readouterr()
     findings = [line.removeprefix(f"{out}/") for line in said.out.splitlines() if line.startswith(f"{out}/")]
@@ -234,6 +234,35 @@ def test_a_record_cannot_point_outside_its_dataset(splats, tmp_path, capsys):
     assert check(out, "--repair") == 1
     assert outside.read_bytes() == data_bytes(splats)["shard-00001.parquet"]
     assert data_bytes(out).keys() == data_bytes(splats).keys() - {"shard-00001.parquet"}
+
+
+def test_the_status_of_a_run_at_work_and_of_one_that_stopped(splats, tmp_path, capsys):
+    out = tmp_path / "splats"
+    shutil.copytree(splats, out)
+    (out / "_stats/shard-00003.json").unlink()
+    (out / "_stats/failures.json").write_text(json.dumps({"shard-00003": "no cats left", "shard-00001": "in vain"}))
+
+    def finish(ages: list[float]) -> None:
+        for shard, age in enumerate(ages):
+            path = out / f"_stats/shard-0000{shard}.json"
+            times = {"finished": time.time() - age, "seconds": 30.0}
+            path.write_text(json.dumps({**json.loads(path.read_text()), **times}))
+
+    os.utime(out / "plan.json", (0, 0))
+    finish([50, 30, 10])  # four pictures each 20 s
+    assert progress(out) == 1
+    said = capsys.readouterr()
+    assert "shards 3/4  12 of 14 pictures" in said.out
+    assert "0.2/s  eta 10s  missing 1  failed 1" in said.out
+    assert "a run seems to be at work: the last sign of one is 10s old" in said.out
+    assert "shard-00003 failed: no cats left" in said.out
+    assert "in vain" not in said.out
+    assert "1 of 4 shards are missing; wait for it" in said.err
+    finish([86_440, 86_420, 600])  # the night between is no time of work
+    assert progress(out) == 1
+    said = capsys.readouterr()
+    assert "no run seems to be at work: the last sign of one is 10m old" in said.out
+    assert "run the command that made it again" in said.err
 
 
 @pytest.mark.parametrize("job", [verify, status])

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -50,7 +50,7 @@ class Plan:
     """What every plan has: a sorted set of pictures cut into shards of equal size, the last one smaller."""
 
     kind: ClassVar[str]
-    bounds: ClassVar[dict[str, tuple[int, int]]]  # of numbers, where they are not 1 to LARGEST
+    bounds: ClassVar[dict[str, tuple[int, int]]]  # of numbers, where they are not 0 to LARGEST
 
     shard_size: int
     code_version: str = CODE_VERSION
@@ -77,9 +77,9 @@ class Plan:
         """The file, or folder, below the root that holds a shard."""
         return f"{DATA}/{shard.name}.parquet"
 
-    def files(self, shard: Shard) -> list[str]:
-        """The files below the root that hold a shard, in the order of its pictures."""
-        return [self.data(shard)]
+    def files(self, shard: Shard, there: Container[str]) -> list[str]:
+        """Of the files that are there below the root, those that hold a shard, in the order of its checksum."""
+        return [name for name in (self.data(shard),) if name in there]
 
     def to_dict(self) -> dict[str, int | str]:
         """The plan as it stands in plan.json."""
@@ -100,10 +100,8 @@ class GenerationPlan(Plan):
 
     kind: ClassVar[str] = "splats"
     bounds: ClassVar[dict[str, tuple[int, int]]] = {
-        "seed": (0, LARGEST),
-        "rows": (1, 256),
-        "columns": (1, 256),
-        "splats_per_patch": (1, 256),
+        **dict.fromkeys(("shard_size", "count", "steps", "batch_size", "threads", "neighbourhood"), (1, LARGEST)),
+        **dict.fromkeys(("rows", "columns", "splats_per_patch"), (1, 256)),
     }
 
     count: int
@@ -132,10 +130,7 @@ class RenderPlan(Plan):
 
     kind: ClassVar[str] = "pictures"
     bounds: ClassVar[dict[str, tuple[int, int]]] = {
-        "seed": (0, LARGEST),
-        "width": (1, 32_768),
-        "height": (1, 32_768),
-        "quality": (0, 100),
+        **dict.fromkeys(("shard_size", "threads", "neighbourhood", "width", "height"), (1, LARGEST)),
     }
 
     source: str
@@ -165,11 +160,12 @@ class RenderPlan(Plan):
         """The file that holds a shard; its folder if every picture is a file."""
         return shard.name if self.output == "files" else super().data(shard)
 
-    def files(self, shard: Shard) -> list[str]:
-        """The files that hold a shard, in the order of its pictures."""
+    def files(self, shard: Shard, there: Container[str]) -> list[str]:
+        """Of the files that are there below the root, those that hold a shard, in the order of its pictures."""
         if self.output != "files":
-            return super().files(shard)
-        return [f"{shard.name}/{file_name(index, self.extension)}" for index in shard.indices]
+            return super().files(shard, there)
+        names = (f"{shard.name}/{file_name(index, self.extension)}" for index in shard.indices)
+        return [name for name in names if name in there]
 
 
 def file_name(index: int, extension: str) -> str:
@@ -257,7 +253,7 @@ def parse(found: dict[str, object], plan_type: type[AnyPlan], where: str) -> Any
     values = {name: value for name, value in found.items() if name not in ("format_version", "kind")}
     wrong = [n for n, t in types.items() if type(values.get(n)) is not t] + [n for n in values if n not in types]
     for name in types.keys() - set(wrong):
-        value, (low, high) = values[name], made.bounds.get(name, (1, LARGEST))
+        value, (low, high) = values[name], made.bounds.get(name, (0, LARGEST))
         # File names are made of these, and messages.
         if not (low <= value <= high if isinstance(value, int) else str(value).isprintable() and "/" not in str(value)):
             wrong.append(name)

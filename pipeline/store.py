@@ -7,17 +7,15 @@ run completes. The names of data files come from the plan, never from a record, 
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import dataclasses
 import errno
 import hashlib
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -27,40 +25,10 @@ import fsspec
 from models.errors import UserError
 from pipeline import atomic
 from pipeline import plan as plans
-from pipeline.plan import DATA, Plan, shard_name
+from pipeline.plan import DATA, Plan
+from pipeline.records import RECORDS, Record, disagreement, record_name, shard_of_record
 
-RECORDS = "_stats"
-_RECORD_NAME = re.compile(rf"{RECORDS}/shard-(\d{{5,18}})\.json")
 _ERRNO = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
-_RECORD_TYPES: dict[str, type] = {"int": int, "str": str, "float": float, "dict[str, str]": dict}
-
-
-@dataclass(frozen=True)
-class Record:
-    """The commit record of one shard; `data` is the path of its file, or of its folder of files, below the root."""
-
-    shard: int
-    data: str
-    rows: int
-    first: int
-    last: int
-    bytes: int
-    sha256: str
-    seconds: float = 0.0
-    finished: float = 0.0  # seconds since 1970
-    host: str = ""
-    device: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, text: builtins.bytes) -> Record | None:
-        """Read a record; None if it is not one, which means the same as no record: the shard is to be done."""
-        try:
-            record = cls(**json.loads(text))
-        except (ValueError, TypeError, RecursionError):
-            return None
-        types = {f.name: _RECORD_TYPES[str(f.type)] for f in dataclasses.fields(cls)}
-        return record if all(type(getattr(record, name)) is types[name] for name in types) else None
 
 
 @dataclass
@@ -254,40 +222,13 @@ class Store:
         listed = self.sizes(DATA)
         for record in self.records():
             if not disagreement(record, plan):
-                names = plan.files(plan.shard(record.shard))
                 sizes = listed if record.data in listed else self.sizes(record.data)
-                if all(name in sizes for name in names) and sum(sizes[name] for name in names) == record.bytes:
+                if sum(sizes[name] for name in plan.files(plan.shard(record.shard), sizes)) == record.bytes:
                     yield record
 
     def measure(self, names: Iterable[str]) -> tuple[int, str]:
         """The number of bytes and the SHA-256 of files, joined in the order given. OSError if one is not there."""
         return _measure(map(self.open, names))
-
-
-def record_name(shard: int) -> str:
-    """The name of the record of a shard."""
-    return f"{RECORDS}/{shard_name(shard)}.json"
-
-
-def shard_of_record(name: str) -> int | None:
-    """The shard whose record has that name; None if it is no record's name."""
-    match = _RECORD_NAME.fullmatch(name)
-    return int(match[1]) if match and record_name(int(match[1])) == name else None
-
-
-def disagreement(record: Record, plan: Plan) -> str:
-    """What in a record is not as the plan says; empty if nothing is."""
-    if not 0 <= record.shard < plan.num_shards:
-        return f"the plan has {plan.num_shards} shards"
-    shard = plan.shard(record.shard)
-    expected = {
-        "data": plan.data(shard),
-        "rows": len(shard.indices),
-        "first": shard.indices.ranges[0].start,
-        "last": shard.indices.stop - 1,
-    }
-    wrong = [name for name, value in expected.items() if getattr(record, name) != value]
-    return ", ".join(f"{n} is {getattr(record, n)!r} there, {expected[n]!r} by the plan" for n in wrong)
 
 
 def _measure(files: Iterable[BinaryIO]) -> tuple[int, str]:

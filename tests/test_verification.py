@@ -133,12 +133,12 @@ def test_damage_to_pictures_is_found_repaired_and_made_again(splats, pictures, t
             data = path.read_bytes()
             path.write_bytes(data[:-40] + bytes([data[-40] ^ 255]) + data[-39:])
     (out / "_stats/shard-00002.json").write_text("{")
-    stray = out / ("shard-00000/00000001 (copy).webp" if form == "files" else "data/00000001.webp")
+    stray = out / ("shard-00000/00000001\n(copy).webp" if form == "files" else "data/00000001.webp")
     stray.write_bytes(b"mine")
     capsys.readouterr()
     assert check(out, "--repair") == 1
     said = capsys.readouterr()
-    assert f"{stray}: does not belong here" in said.out
+    assert f"{stray}: does not belong here".replace("\n", "\\n") in said.out
     assert "shard-00001" in said.out
     assert "checksum is not the recorded one" in said.out
     assert f"{out}/_stats/shard-00002.json: cannot be read as the record of this shard" in said.out
@@ -191,7 +191,7 @@ def test_contents_that_break_the_plan_are_found_although_the_checksum_agrees(spl
         assert "not finite" in judge(field)
     assert "has 3 rows, not 4" in judge(good, lambda table: table.slice(0, 3))
     assert "has 8 rows, not 4" in judge(good, lambda table: pa.concat_tables([table, table]))
-    assert "has the columns index (int64)" in judge(good, lambda table: table.select(["index"]))
+    assert "has no column splats (fixed_size_list" in judge(good, lambda table: table.select(["index"]))
     shifted = pa.array([i + 1 for i in indices], pa.int64())
     assert "'index' is not what the plan says" in judge(good, lambda table: table.set_column(0, "index", shifted))
 

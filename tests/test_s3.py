@@ -21,6 +21,7 @@ from test_generation import command as generate
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from jobs import cli, prepare, render, status, verify
+from jobs import generate as generate_job
 from models.errors import UserError
 from pipeline import plan as plans
 from pipeline.plan import Plan
@@ -146,6 +147,7 @@ def test_a_put_that_fails_is_tried_again_or_one_clear_error_and_the_rerun_comple
     assert objects(url + "x") == whole
 
 
+@pytest.mark.slow
 def test_generated_verified_repaired_and_drawn_in_an_object_store(
     s3: S3, ray_cluster, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,24 +204,27 @@ def test_a_plan_that_came_first_is_not_overwritten(s3: S3):
     assert plans.load(store, Plan) == SPLATS
 
 
-@pytest.mark.usefixtures("s3", "impatient")
-def test_what_the_network_answers_is_one_line(
-    tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fails(job: Any, *options: object) -> str:
-        assert cli.run(job.Options, job.main, list(map(str, options))) == 1
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1
-        assert "Traceback" not in said
-        return said
+def fails(capsys: pytest.CaptureFixture[str], job: Any, *options: object) -> str:
+    assert cli.run(job.Options, job.main, list(map(str, options))) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
 
-    generating = arguments(tmp_path, tiny_weights)[2:]
-    assert generate(*generating, "--out", "s3://nobody/splats") == 1
-    assert "cannot write to s3://nobody/splats: The specified bucket does not exist" in capsys.readouterr().err
-    assert "s3://nobody/splats does not exist" in fails(status, "s3://nobody/splats")
+
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_is_not_there_is_one_line(tiny_weights, tmp_path, capsys):
+    options = arguments(tmp_path, tiny_weights)[2:]
+    said = fails(capsys, generate_job, "--out", "s3://nobody/splats", *options)
+    assert "cannot write to s3://nobody/splats: The specified bucket does not exist" in said
+    assert "s3://nobody/splats does not exist" in fails(capsys, status, "s3://nobody/splats")
+
+
+@pytest.mark.slow  # the clients try for a while
+@pytest.mark.usefixtures("impatient")
+def test_an_object_store_that_does_not_answer_is_one_line(tiny_weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    s3fs.S3FileSystem.clear_instance_cache()
-    assert generate(*generating, "--out", "s3://cats/splats") == 1
-    assert "cannot write to s3://cats/splats: Could not connect" in capsys.readouterr().err
-    assert "Could not connect" in fails(verify, "s3://cats/splats")
-    assert "Could not connect" in fails(prepare, "--photos", "s3://cats/photos", "--out", tmp_path / "prepared")
+    options = arguments(tmp_path, tiny_weights)[2:]
+    said = fails(capsys, generate_job, "--out", "s3://cats/splats", *options)
+    assert "cannot write to s3://cats/splats: Could not connect" in said
+    assert "Could not connect" in fails(capsys, verify, "s3://cats/splats")
+    assert "Could not connect" in fails(capsys, prepare, "--photos", "s3://cats/a", "--out", tmp_path / "prepared")

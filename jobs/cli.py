@@ -16,6 +16,9 @@ from models.errors import UserError
 
 Options = TypeVar("Options")
 
+# The clients of object stores raise exceptions of their own for what is the user's or the network's.
+REMOTE = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google")
+
 
 def run(options_type: type[Options], main: Callable[[Options], None], arguments: list[str] | None = None) -> int:
     """Parse `arguments` (default: the command line) into `options_type`, call `main`, return the exit code.
@@ -27,6 +30,11 @@ def run(options_type: type[Options], main: Callable[[Options], None], arguments:
         main(parse(options_type, arguments))
     except (UserError, OSError) as error:
         if os.environ.get("SPLATCATS_TRACEBACK"):
+            raise
+        print(f"error: {describe(error)}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in REMOTE or os.environ.get("SPLATCATS_TRACEBACK"):
             raise
         print(f"error: {describe(error)}", file=sys.stderr)
         return 1

@@ -52,7 +52,7 @@ class Options:
     """When the calls are made: early (denser near the noise) or uniform."""
 
     shard_size: int | None = None
-    """Pictures a file; 64 to 4,096 by the number of pictures if not given."""
+    """Pictures a file, 18 KB each; 64 to 4,096 (1.1 to 72 MB) by the number of pictures if not given."""
 
     batch_size: int = 256
     """Pictures through the network at once; part of the plan, since it changes the last bits."""

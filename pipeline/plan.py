@@ -7,15 +7,16 @@ of device, machines) is not part of a plan.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from models.errors import UserError
-from pipeline.indices import Indices
+from pipeline.indices import LARGEST, Indices
 
 if TYPE_CHECKING:
     from pipeline.store import Store
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 CODE_VERSION = "0.1.0"
 PLAN_FILE = "plan.json"
+DATA = "data"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Plan:
     """What every plan has: a sorted set of pictures cut into shards of equal size, the last one smaller."""
 
     kind: ClassVar[str]
+    bounds: ClassVar[dict[str, tuple[int, int]]]  # of numbers, where they are not 0 to LARGEST
 
     shard_size: int
     code_version: str = CODE_VERSION
@@ -70,6 +73,14 @@ class Plan:
         """All shards, in order, made one at a time."""
         return map(self.shard, range(self.num_shards))
 
+    def data(self, shard: Shard) -> str:
+        """The file, or folder, below the root that holds a shard."""
+        return f"{DATA}/{shard.name}.parquet"
+
+    def files(self, shard: Shard, there: Container[str]) -> list[str]:
+        """Of the files that are there below the root, those that hold a shard, in the order of its checksum."""
+        return [name for name in (self.data(shard),) if name in there]
+
     def to_dict(self) -> dict[str, int | str]:
         """The plan as it stands in plan.json."""
         return {"format_version": FORMAT_VERSION, "kind": self.kind, **dataclasses.asdict(self)}
@@ -88,6 +99,10 @@ class GenerationPlan(Plan):
     """Pictures 0 to count - 1 as splats: picture i from the noise keyed (seed, i) and the model named by `model`."""
 
     kind: ClassVar[str] = "splats"
+    bounds: ClassVar[dict[str, tuple[int, int]]] = {
+        **dict.fromkeys(("shard_size", "count", "steps", "batch_size", "threads", "neighbourhood"), (1, LARGEST)),
+        **dict.fromkeys(("rows", "columns", "splats_per_patch"), (1, 256)),
+    }
 
     count: int
     seed: int
@@ -114,6 +129,9 @@ class RenderPlan(Plan):
     """Pictures drawn from the splats of the dataset whose plan has the fingerprint `source`."""
 
     kind: ClassVar[str] = "pictures"
+    bounds: ClassVar[dict[str, tuple[int, int]]] = {
+        **dict.fromkeys(("shard_size", "threads", "neighbourhood", "width", "height"), (1, LARGEST)),
+    }
 
     source: str
     seed: int
@@ -133,29 +151,59 @@ class RenderPlan(Plan):
         """The chosen indices of the source."""
         return Indices.parse(self.indices)
 
+    @property
+    def extension(self) -> str:
+        """How the names of picture files end."""
+        return "jpg" if self.encoding == "jpeg" else self.encoding
+
+    def data(self, shard: Shard) -> str:
+        """The file that holds a shard; its folder if every picture is a file."""
+        return shard.name if self.output == "files" else super().data(shard)
+
+    def files(self, shard: Shard, there: Container[str]) -> list[str]:
+        """Of the files that are there below the root, those that hold a shard, in the order of its pictures."""
+        if self.output != "files":
+            return super().files(shard, there)
+        names = (f"{shard.name}/{file_name(index, self.extension)}" for index in shard.indices)
+        return [name for name in names if name in there]
+
+
+def file_name(index: int, extension: str) -> str:
+    """The name of a picture's file."""
+    return f"{index:08d}.{extension}"
+
 
 AnyPlan = TypeVar("AnyPlan", bound=Plan)
 
 
 def load(store: Store, plan_type: type[AnyPlan]) -> AnyPlan:
-    """Read the plan at `store`; UserError if there is none, or one of another kind, form or future version."""
+    """Read the plan at `store`, of any kind if `plan_type` is Plan.
+
+    UserError if there is none, or one of another kind, form or future version.
+    """
     try:
         text = store.read(PLAN_FILE)
     except (FileNotFoundError, NotADirectoryError):
         found = f"has no {PLAN_FILE}" if store.exists("") else "does not exist"
-        raise UserError(f"{store.url} {found}: not a dataset of {plan_type.kind}") from None
+        wanted = "a dataset" if plan_type is Plan else f"a dataset of {plan_type.kind}"
+        raise UserError(f"{store.url} {found}: not {wanted}") from None
     return parse(_parse_json(text, store.url), plan_type, store.url)
 
 
-def claim(store: Store, plan: Plan) -> None:
-    """Write `plan` to `store`, or find it there; UserError that names each differing field if another is there."""
-    try:
+def check(store: Store, plan: Plan) -> bool:
+    """Whether `plan` stands at `store` already; writes nothing.
+
+    UserError that names each differing field if another plan is there, and one if there is none but other files are:
+    they may be the user's, or shards of a plan that is lost.
+    """
+    with _one_line(store):
         if not store.exists(PLAN_FILE):
-            store.write(PLAN_FILE, plan.to_json().encode())
-        # Read back what stands there now: a second driver may have been faster.
+            foreign = store.entries()
+            if foreign:
+                shown = ", ".join(foreign[:3]) + (" and more" if len(foreign) > 3 else "")
+                raise UserError(f"{store.url} holds {shown} but no {PLAN_FILE}: give a new or empty place as --out")
+            return False
         found = _parse_json(store.read(PLAN_FILE), store.url)
-    except OSError as error:
-        raise UserError(f"cannot write to {store.url}: {error.strerror or error}") from None
     if found.get("kind") != plan.kind:
         raise UserError(f"{store.url} holds a dataset of {found.get('kind')!r}: give {plan.kind} another --out")
     expected = plan.to_dict()
@@ -163,30 +211,66 @@ def claim(store: Store, plan: Plan) -> None:
     if names:
         differences = "; ".join(f"{n} is {found.get(n)!r} there, {expected.get(n)!r} here" for n in names)
         raise UserError(f"{store.url} holds another plan ({differences}): use its options, or another --out")
+    return True
+
+
+def claim(store: Store, plan: Plan) -> None:
+    """Write `plan` to `store`, or find it there; UserError as `check`, and where nothing can be written.
+
+    Of two drivers with different plans one is refused, also when both begin at once.
+    """
+    if not check(store, plan):
+        # Where a second driver was faster, what it wrote is checked.
+        with _one_line(store), contextlib.suppress(FileExistsError):
+            store.write(PLAN_FILE, plan.to_json().encode(), exclusive=True)
+        check(store, plan)
+
+
+@contextlib.contextmanager
+def _one_line(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {store.url}: {error.strerror or error}") from None
 
 
 def parse(found: dict[str, object], plan_type: type[AnyPlan], where: str) -> AnyPlan:
-    """Make a plan of `plan_type` from the fields of a plan.json; UserError that names `where` and what is wrong."""
+    """Make a plan of `plan_type`, any if that is Plan, from the fields of a plan.json.
+
+    UserError that names `where` and what is wrong.
+    """
     version, kind = found.get("format_version"), found.get("kind")
     if version != FORMAT_VERSION:
         raise UserError(
             f"{where}: {PLAN_FILE} has format version {version!r}, this is splatcats {CODE_VERSION}, which reads"
             f" version {FORMAT_VERSION}: use the version that wrote it"
         )
-    if kind != plan_type.kind:
-        raise UserError(f"{where} is a dataset of {kind!r}, not of {plan_type.kind!r}")
-    types = {f.name: {"int": int, "str": str}[str(f.type)] for f in dataclasses.fields(plan_type)}
+    kinds = {made.kind: made for made in (GenerationPlan, RenderPlan) if issubclass(made, plan_type)}
+    if not isinstance(kind, str) or kind not in kinds:
+        raise UserError(f"{where} is a dataset of {kind!r}, not of {' or '.join(map(repr, kinds))}")
+    made = kinds[kind]
+    types = {f.name: {"int": int, "str": str}[str(f.type)] for f in dataclasses.fields(made)}
     values = {name: value for name, value in found.items() if name not in ("format_version", "kind")}
     wrong = [n for n, t in types.items() if type(values.get(n)) is not t] + [n for n in values if n not in types]
+    for name in types.keys() - set(wrong):
+        value, (low, high) = values[name], made.bounds.get(name, (0, LARGEST))
+        # File names are made of these, and messages.
+        if not (low <= value <= high if isinstance(value, int) else str(value).isprintable() and "/" not in str(value)):
+            wrong.append(name)
     if wrong:
         raise UserError(f"{where}: {PLAN_FILE} is damaged: {', '.join(wrong)}")
-    return plan_type(**values)  # type: ignore[arg-type]
+    plan = made(**values)  # type: ignore[arg-type]
+    try:
+        plan.shard(0)  # reads the indices
+    except UserError as error:
+        raise UserError(f"{where}: {PLAN_FILE} is damaged: {error}") from None
+    return plan  # type: ignore[return-value]
 
 
 def _parse_json(text: bytes, where: str) -> dict[str, object]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise UserError(f"{where}: {PLAN_FILE} is not a JSON object")

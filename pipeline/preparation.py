@@ -16,6 +16,7 @@ from models.errors import UserError
 from pipeline import photos, prepared, sources
 from pipeline.parallel import ordered
 from pipeline.progress import Ticker
+from pipeline.store import Store
 
 SHOWN = 10
 
@@ -49,12 +50,11 @@ def prepare(urls: list[str], out: str, *, box: photos.Box | None = None, cap: in
         "cap": cap,
         "listing": [place.digest() for place in places],
     }
-    fs.makedirs(root, exist_ok=True)
     record = prepared.finished(fs, root, out, options)
     if record:
         print(f"{out} was complete already")
     else:
-        record = _make(fs, root, places, options)
+        record = _make(Store(out), places, options)
     _report(record, out, fs.cat_file(f"{root}/{prepared.UNREADABLE}").decode().splitlines())
     return record
 
@@ -81,14 +81,14 @@ def prepare_one(record: sources.Record, box: photos.Box | None, cap: int) -> Out
     return Outcome(record.name, row)
 
 
-def _make(fs: Any, root: str, places: list[sources.Place], options: dict[str, Any]) -> dict[str, Any]:
+def _make(store: Store, places: list[sources.Place], options: dict[str, Any]) -> dict[str, Any]:
     # Empty now and full at the end: a place that cannot be written shows before the work, not after it. The record
     # of an earlier set goes first, since its files are about to be replaced one by one.
-    prepared.commit(fs, f"{root}/{prepared.UNREADABLE}", b"")
-    if fs.exists(f"{root}/{prepared.RECORD}"):
-        fs.rm_file(f"{root}/{prepared.RECORD}")
+    store.write(prepared.UNREADABLE, b"")
+    store.remove(prepared.RECORD)
+    store.remove_orphans()
 
-    writer = prepared.Writer(fs, root)
+    writer = prepared.Writer(store)
     ticker = Ticker("photographs", sum(place.num_records for place in places))
     seen: set[bytes] = set()
     unreadable: list[str] = []
@@ -111,7 +111,7 @@ def _make(fs: Any, root: str, places: list[sources.Place], options: dict[str, An
                 writer.add(outcome.row)
             ticker.step(num_read, f", {len(unreadable):,} unreadable")
     writer.close()
-    prepared.commit(fs, f"{root}/{prepared.UNREADABLE}", "".join(f"{line}\n" for line in unreadable).encode())
+    store.write(prepared.UNREADABLE, "".join(f"{line}\n" for line in unreadable).encode())
     if not seen:
         raise UserError(f"none of the {num_read:,} photographs can be used; the first: {unreadable[0]}")
     ignored = sum((place.ignored for place in places), Counter[str]())
@@ -128,7 +128,7 @@ def _make(fs: Any, root: str, places: list[sources.Place], options: dict[str, An
         "pillow": PIL.__version__,
         "files": writer.files,
     }
-    prepared.commit(fs, f"{root}/{prepared.RECORD}", f"{json.dumps(record, indent=1)}\n".encode())
+    store.write(prepared.RECORD, f"{json.dumps(record, indent=1)}\n".encode())
     return record
 
 

@@ -11,18 +11,19 @@ area. Both are PNG.
 from __future__ import annotations
 
 import json
-import os
+import re
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
 from models.errors import UserError
+from pipeline.store import Store
 
 FORMAT = 1
 RECORD, UNREADABLE = "prepared.json", "unreadable.txt"
 FILE_BYTES, GROUP_BYTES, GROUP_ROWS = 64 << 20, 16 << 20, 256
+_FILE_NAME = re.compile(r"photos-\d{5,}\.parquet")
 
 _KINDS = {
     "id": "string",
@@ -77,22 +78,11 @@ def finished(fs: Any, root: str, url: str, options: dict[str, Any]) -> dict[str,
     return record if all(sizes.get(file["name"]) == file["bytes"] for file in record["files"]) else None
 
 
-def commit(fs: Any, path: str, data: bytes | pa.Buffer) -> None:
-    """Write a whole file so that nobody ever sees half of it: local files by renaming, objects in one request."""
-    if isinstance(fs, LocalFileSystem):
-        temporary = f"{path}.tmp"
-        with open(temporary, "wb") as handle:
-            handle.write(data)
-        os.replace(temporary, path)
-    else:
-        fs.pipe_file(path, bytes(data))
-
-
 class Writer:
     """Rows of SCHEMA to numbered Parquet files of about FILE_BYTES; one file at a time is held in memory."""
 
-    def __init__(self, fs: Any, root: str):
-        self.fs, self.root = fs, root
+    def __init__(self, store: Store):
+        self.store = store
         self.files: list[dict[str, Any]] = []
         self._rows: list[dict[str, Any]] = []
         self._group_bytes = self._file_rows = 0
@@ -113,10 +103,10 @@ class Writer:
             self._end_group()
         if self._sink:
             self._end_file()
-        for stale in set(self.fs.glob(f"{self.root}/photos-*.parquet")) - {
-            f"{self.root}/{f['name']}" for f in self.files
-        }:
-            self.fs.rm_file(stale)
+        written = {file["name"] for file in self.files}
+        for name in self.store.entries():
+            if _FILE_NAME.fullmatch(name) and name not in written:
+                self.store.remove(name)
 
     def _end_group(self) -> None:
         if not self._sink:
@@ -131,6 +121,6 @@ class Writer:
         self._parquet.close()
         data = self._sink.getvalue()
         name = f"photos-{len(self.files):05d}.parquet"
-        commit(self.fs, f"{self.root}/{name}", data)
+        self.store.write(name, data)
         self.files.append({"name": name, "rows": self._file_rows, "bytes": data.size})
         self._sink, self._file_rows = None, 0

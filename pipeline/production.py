@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import platform
@@ -19,7 +20,9 @@ from pipeline.cluster import Cluster, connect
 from pipeline.plan import CODE_VERSION, Plan, Shard
 from pipeline.progress import Progress
 from pipeline.scheduling import Workers, run_shards
-from pipeline.store import Record, Store
+from pipeline.store import RECORDS, Record, Store
+
+FAILURES_FILE = f"{RECORDS}/failures.json"
 
 
 @dataclass(frozen=True)
@@ -48,14 +51,18 @@ def produce(
     Resumable: the same call after any interruption does what is left. Raises UserError for another plan in the same
     place, and for shards that cannot be done, after everything else is done.
     """
-    plans.claim(store, plan)
+    plans.check(store, plan)
     store.remove_orphans()
     done = {record.shard: record.rows for record in store.committed()}
     progress = Progress(plan.num_shards, len(done), sum(done.values()), total_pictures=len(plan.pictures))
     if len(done) < plan.num_shards:
         with connect() as cluster:
+            plans.claim(store, plan)  # only now: without a cluster nothing is left behind
             missing = (shard for shard in plan.shards() if shard.id not in done)
-            run_shards(missing, start_workers(cluster), progress, stall_seconds=stall_seconds, report=report)
+            try:
+                run_shards(missing, start_workers(cluster), progress, stall_seconds=stall_seconds, report=report)
+            finally:
+                _keep_failures(store, progress.failures)
     else:
         report(progress)
     summary = _summarise(plan, store)
@@ -79,6 +86,7 @@ def commit(store: Store, shard: Shard, data: str, size: int, sha256: str, *, sta
         bytes=size,
         sha256=sha256,
         seconds=round(time.monotonic() - started, 3),
+        finished=round(time.time(), 3),
         host=socket.gethostname(),
         device=torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} cpu",
         versions={
@@ -89,6 +97,15 @@ def commit(store: Store, shard: Shard, data: str, size: int, sha256: str, *, sta
     )
     store.commit(record)
     return record
+
+
+def _keep_failures(store: Store, failures: dict[str, str]) -> None:
+    """Leave the reasons of shards that failed where jobs.status finds them; remove those of an earlier run."""
+    with contextlib.suppress(OSError):  # what the shards failed of, most likely; it is being reported already
+        if failures:
+            store.write(FAILURES_FILE, (json.dumps(failures, indent=2) + "\n").encode())
+        else:
+            store.remove(FAILURES_FILE)
 
 
 def _summarise(plan: Plan, store: Store) -> Summary:

@@ -24,7 +24,7 @@ class Progress:
     def __str__(self) -> str:
         rate = self.new_pictures / max(time.monotonic() - self.started, 1e-9)
         left = self.total_pictures - self.pictures
-        eta = _duration(left / rate) if rate else "-" if left else "0s"
+        eta = duration(left / rate) if rate else "-" if left else "0s"
         return (
             f"shards {self.done:,}/{self.shards:,}  {self.pictures:,} pictures  "
             f"{rate:,.{0 if rate >= 100 else 1}f}/s  eta {eta}  retried {self.retried}  failed {len(self.failures)}"
@@ -44,11 +44,12 @@ class Ticker:
         if done and now - self.said >= TICK_SECONDS:
             self.said = now
             rate = done / (now - self.begun)
-            left = _duration(max(0, self.total - done) / rate)
+            left = duration(max(0, self.total - done) / rate)
             print(f"{self.what}: {done:,} of {self.total:,}, {rate:,.0f}/s, {left} left{note}", flush=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 42s, 14m, 2.5h."""
     if seconds < 90:
         return f"{seconds:.0f}s"
     return f"{seconds / 60:.0f}m" if seconds < 5400 else f"{seconds / 3600:.1f}h"

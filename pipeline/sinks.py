@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from pipeline.plan import Shard
+from pipeline.plan import Shard, file_name
 from pipeline.store import DATA, Store
 
 # Measured on cats at 512 px: level 1 takes 15 ms and 330 KiB, 4 30 ms and 318, 6 85 ms and 304, 9 263 ms and 297.
@@ -103,11 +103,6 @@ def write_parquet(store: Store, shard: Shard, extension: str, pictures: Pictures
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, schema))
     return Written(name, output.bytes, output.sha256)
-
-
-def file_name(index: int, extension: str) -> str:
-    """The name of a picture's file."""
-    return f"{index:08d}.{extension}"
 
 
 OUTPUTS: dict[str, Callable[[Store, Shard, str, Pictures], Written]] = {

@@ -1,59 +1,34 @@
 """The only door to storage: any fsspec URL, files that appear whole or not at all, commit records, checksums.
 
-A shard counts once its record ROOT/_stats/shard-00042.json is there and names the size of the data that are there.
-The record is written last, so a run that is killed anywhere leaves a dataset that the next run completes.
+A shard counts once its record ROOT/_stats/shard-00042.json is there, says what the plan says, and names the size of
+the data that are there. The record is written last, so a run that is killed anywhere leaves a dataset that the next
+run completes. The names of data files come from the plan, never from a record, which may be anybody's.
 """
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import os
-import re
-import secrets
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import fsspec
 
 from models.errors import UserError
-from pipeline.plan import shard_name
+from pipeline import atomic
+from pipeline import plan as plans
+from pipeline.plan import DATA, Plan
+from pipeline.records import RECORDS, Record, disagreement, record_name, shard_of_record
 
-RECORDS = "_stats"
-DATA = "data"
-_RECORD_NAME = re.compile(r"shard-\d{5,}\.json")
-_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-
-
-@dataclass(frozen=True)
-class Record:
-    """The commit record of one shard; `data` is the path of its file, or of its folder of files, below the root."""
-
-    shard: int
-    data: str
-    rows: int
-    first: int
-    last: int
-    bytes: int
-    sha256: str
-    seconds: float = 0.0
-    host: str = ""
-    device: str = ""
-    versions: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def parse(cls, text: builtins.bytes) -> Record | None:
-        """Read a record; None if it is not one, which means the same as no record: the shard is to be done."""
-        try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
-            return None
+_ERRNO = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
 
 
 @dataclass
@@ -72,7 +47,10 @@ class Output:
 
 
 class Store:
-    """A folder at an fsspec URL (local path, s3://..., gs://...); names are relative to it. Can be pickled."""
+    """A folder at an fsspec URL (local path, s3://..., gs://...); names are relative to it. Can be pickled.
+
+    Whatever a remote store answers other than success is raised as an OSError that says what and where.
+    """
 
     def __init__(self, url: str) -> None:
         try:
@@ -82,8 +60,10 @@ class Store:
         protocol = self._fs.protocol if isinstance(self._fs.protocol, str) else self._fs.protocol[0]
         if protocol == "memory":
             raise UserError(f"cannot use {url}: memory:// lives in one process; use a folder or an object store")
-        self._root = root.rstrip("/") or "/"
         self._local = "file" in self._fs.protocol
+        self._root = root.rstrip("/")
+        if not self._root:
+            raise UserError(f"cannot use {url}: name a folder in it")
         # A local path is made absolute here: worker processes may have another working directory.
         self.url = self._root if self._local else self._fs.unstrip_protocol(self._root)
 
@@ -92,122 +72,163 @@ class Store:
         return f"{self.url}/{name}" if name else self.url
 
     def _full(self, name: str) -> str:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise UserError(f"{name!r} leads out of {self.url}: it is refused")
         return f"{self._root}/{name}" if name else self._root
+
+    @contextlib.contextmanager
+    def _answering(self, name: str) -> Iterator[None]:
+        """Raise what the clients of object stores raise, which has many types, as one: OSError(errno, reason, path)."""
+        try:
+            yield
+        except Exception as error:
+            if self._local:
+                raise
+            number = next((n for kind, n in _ERRNO.items() if isinstance(error, kind)), errno.EIO)
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+            raise OSError(number, reason, self.path(name)) from None
 
     def exists(self, name: str) -> bool:
         """Whether the file or folder `name` is there now."""
-        self._fs.invalidate_cache()
-        return self._fs.exists(self._full(name))
+        with self._answering(name):
+            self._fs.invalidate_cache()
+            return self._fs.exists(self._full(name))
 
     def read(self, name: str) -> bytes:
         """The contents of a file; FileNotFoundError if it is not there."""
-        return self._fs.cat_file(self._full(name))
+        with self._answering(name):
+            return self._fs.cat_file(self._full(name))
 
     def open(self, name: str) -> BinaryIO:
         """Open a file for reading at random positions."""
-        return self._fs.open(self._full(name), "rb")
+        with self._answering(name):
+            return self._fs.open(self._full(name), "rb")
+
+    def modified(self, name: str) -> float:
+        """When a file was last written, in seconds since 1970, by the clock of the store."""
+        with self._answering(name):
+            changed: datetime = self._fs.modified(self._full(name))
+        return changed.timestamp()
+
+    def entries(self, name: str = "") -> list[str]:
+        """The names of the files and folders directly in the folder `name`, sorted; none if it is not there.
+
+        Temporary files of this project are left out.
+        """
+        full = self._full(name)
+        try:
+            with self._answering(name):
+                self._fs.invalidate_cache()
+                found = self._fs.ls(full, detail=False)
+        except FileNotFoundError:
+            return []
+        # An object store may list the folder itself, as an object without contents.
+        names = sorted(path.rstrip("/")[len(full) + 1 :] for path in found)
+        return [entry for entry in names if entry and not atomic.is_temporary(entry)]
 
     @contextlib.contextmanager
-    def create(self, name: str) -> Iterator[Output]:
+    def create(self, name: str, *, exclusive: bool = False) -> Iterator[Output]:
         """A file to write to, which appears as `name` when the block ends, whole; and not at all if it raises.
 
         Locally: a temporary name in the same folder, flushed to the disk, then renamed. In an object store: a local
-        temporary file, then one upload, which such stores make visible at its end only.
+        temporary file, then one upload, which such stores make visible at its end only. `exclusive`: FileExistsError
+        if `name` is there by then; the last writer wins where the store cannot tell.
         """
-        if not self._local:
-            with tempfile.NamedTemporaryFile(prefix="splatcats-") as remote:
-                output = Output(cast(BinaryIO, remote))
-                yield output
-                output.measure()
-                self._fs.put_file(remote.name, self._full(name))
-            return
-        target = Path(self._full(name))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with open(temporary, "xb") as local:
+        if self._local:
+            with atomic.create(Path(self._full(name)), exclusive=exclusive) as local:
                 output = Output(local)
                 yield output
                 output.measure()
-                os.fsync(local.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            return
+        with tempfile.NamedTemporaryFile(prefix="splatcats-") as remote:
+            output = Output(cast(BinaryIO, remote))
+            yield output
+            output.measure()
+            with self._answering(name):
+                try:
+                    self._fs.put_file(remote.name, self._full(name), **({"mode": "create"} if exclusive else {}))
+                except Exception as error:
+                    if not exclusive or "not implemented" not in str(error).lower():
+                        raise
+                    self._fs.put_file(remote.name, self._full(name))
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a whole file atomically, replacing what was there."""
-        with self.create(name) as output:
+    def write(self, name: str, data: bytes, *, exclusive: bool = False) -> None:
+        """Write a whole file atomically, replacing what was there; FileExistsError if that must not be."""
+        with self.create(name, exclusive=exclusive) as output:
             output.file.write(data)
 
+    def remove(self, name: str) -> None:
+        """Remove a file if it is there."""
+        with contextlib.suppress(FileNotFoundError), self._answering(name):
+            self._fs.rm_file(self._full(name))
+
     def remove_orphans(self) -> int:
-        """Remove temporary files that killed runs left behind; their number. Object stores never have any."""
+        """Remove temporary files that killed runs left behind, not those of runs at work; their number.
+
+        Object stores never have any.
+        """
         if not self._local or not os.path.isdir(self._root):
             return 0
         root = Path(self._root)
         folders = [root, root / DATA, root / RECORDS, *root.glob("shard-*")]
-        orphans = [
-            entry.path
+        temporary = [
+            Path(entry.path)
             for folder in folders
             if folder.is_dir()
             for entry in os.scandir(folder)
-            if _TEMPORARY_NAME.fullmatch(entry.name)
+            if atomic.is_temporary(entry.name)
         ]
-        for orphan in orphans:
-            Path(orphan).unlink(missing_ok=True)
-        return len(orphans)
+        return sum(map(atomic.remove_orphan, temporary))
 
     def sizes(self, name: str) -> dict[str, int]:
         """The sizes in bytes of the file `name`, or of all files in the folder `name`, in the order of names."""
-        self._fs.invalidate_cache()
-        found: dict[str, dict[str, Any]] = self._fs.find(self._full(name), detail=True)
+        with self._answering(name):
+            self._fs.invalidate_cache()
+            found: dict[str, dict[str, Any]] = self._fs.find(self._full(name), detail=True)
         start = len(self._root) + 1
         return {
             path[start:]: int(found[path]["size"])
             for path in sorted(found)
-            if not _TEMPORARY_NAME.fullmatch(path.rpartition("/")[2])
+            if not atomic.is_temporary(path.rpartition("/")[2])
         }
 
     def commit(self, record: Record) -> None:
         """Declare a shard done. Its data must be complete; this is the last write of a shard."""
         text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
-        self.write(f"{RECORDS}/{shard_name(record.shard)}.json", text.encode())
+        self.write(record_name(record.shard), text.encode())
 
     def records(self) -> Iterator[Record]:
-        """The records that are there, in the order of shards; unreadable ones count as absent."""
-        names = [name for name in self.sizes(RECORDS) if _RECORD_NAME.fullmatch(Path(name).name)]
+        """The records that are there, in the order of shards; unreadable and misnamed ones count as absent."""
+        names = [name for name in self.sizes(RECORDS) if shard_of_record(name) is not None]
         names.sort(key=lambda name: (len(name), name))
         for start in range(0, len(names), 1000):
             paths = [self._full(name) for name in names[start : start + 1000]]
-            texts = self._fs.cat(paths)  # many at once: an object store answers them concurrently
-            yield from filter(None, map(Record.parse, (texts[path] for path in paths)))
+            with self._answering(RECORDS):
+                # Many at once: an object store answers them concurrently. A record may go in between.
+                texts = self._fs.cat(paths, on_error="omit")
+            for name, path in zip(names[start:], paths, strict=False):
+                record = Record.parse(texts.get(path, b""))
+                if record is not None and record_name(record.shard) == name:
+                    yield record
 
     def committed(self) -> Iterator[Record]:
-        """The records whose data are there with the recorded size. Cheap: lists names, reads no data."""
+        """The records that agree with the plan and whose data are there with the recorded size.
+
+        Cheap: lists names, reads no data. What else lies about counts for nothing.
+        """
+        if not self.exists(plans.PLAN_FILE):
+            return
+        plan = plans.load(self, Plan)
         listed = self.sizes(DATA)
         for record in self.records():
-            size = listed.get(record.data)
-            if size is None:
-                size = sum(self.sizes(record.data).values())
-            if size == record.bytes:
-                yield record
+            if not disagreement(record, plan):
+                sizes = listed if record.data in listed else self.sizes(record.data)
+                if sum(sizes[name] for name in plan.files(plan.shard(record.shard), sizes)) == record.bytes:
+                    yield record
 
-    def measure(self, name: str) -> tuple[int, str]:
-        """The number of bytes and the SHA-256 of a file, or of a folder's files joined in the order of names."""
-        return _measure(map(self.open, self.sizes(name)))
-
-    def verify(self, record: Record) -> None:
-        """Read a shard's data whole; UserError that names the path unless bytes and checksum are as recorded."""
-        size, sha256 = self.measure(record.data)
-        if size != record.bytes:
-            raise UserError(damaged(self, record.data, f"it has {size} bytes, its record says {record.bytes}"))
-        if sha256 != record.sha256:
-            raise UserError(damaged(self, record.data, "its checksum is not the recorded one"))
+    def measure(self, names: Iterable[str]) -> tuple[int, str]:
+        """The number of bytes and the SHA-256 of files, joined in the order given. OSError if one is not there."""
+        return _measure(map(self.open, names))
 
 
 def _measure(files: Iterable[BinaryIO]) -> tuple[int, str]:
@@ -222,4 +243,7 @@ def _measure(files: Iterable[BinaryIO]) -> tuple[int, str]:
 
 def damaged(store: Store, name: str, reason: str) -> str:
     """The one sentence about a damaged shard and what to do about it."""
-    return f"{store.path(name)} is damaged ({reason}): delete it and run the command that made it again"
+    return (
+        f"{store.path(name)} is damaged ({reason}): python -m jobs.verify {store.url} --repair removes it,"
+        " then run the command that made it again"
+    )

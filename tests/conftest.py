@@ -8,6 +8,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray Train looks after its workers every two seconds otherwise, and every run of the tests would wait for that.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
+import socket
 import time
 from pathlib import Path
 
@@ -19,6 +20,17 @@ from models import checkpoint
 from models.denoiser import Denoiser, DenoiserConfig
 from models.vgg import STAGES
 from pipeline.preparation import prepare
+
+# The tests' own S3: held from now on, since the processes of Ray have the environment that they are started with.
+S3_SOCKET = socket.socket()
+S3_SOCKET.bind(("127.0.0.1", 0))
+os.environ |= {
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_SOCKET.getsockname()[1]}",
+    "AWS_ACCESS_KEY_ID": "cat",
+    "AWS_SECRET_ACCESS_KEY": "cat",
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_MAX_ATTEMPTS": "2",
+}
 
 
 @pytest.fixture(scope="session")

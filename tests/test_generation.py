@@ -13,7 +13,7 @@ import torch
 from conftest import make_weights, wait_for_session_end
 from PIL import Image
 
-from jobs import cli, generate
+from jobs import cli, generate, verify
 from models import checkpoint, sampler
 from models.denoiser import DenoiserConfig
 from pipeline.dataset import SplatDataset
@@ -60,7 +60,7 @@ def test_the_dataset_is_complete_and_nothing_else_is_there(clean):
     assert sorted(indices) == list(range(COUNT))
     source = SplatDataset(str(clean))
     for record in source.store.committed():
-        source.store.verify(record)
+        assert source.store.measure([record.data]) == (record.bytes, record.sha256)
         assert record.rows == record.last - record.first + 1
     assert "data_files: data/*.parquet" in (clean / "README.md").read_text()
 
@@ -142,6 +142,32 @@ def test_a_truncated_shard_is_made_again(clean, tiny_weights, tmp_path):
     (out / "data/shard-00001.parquet").write_bytes(good["shard-00001.parquet"][:1000])
     assert command(*args) == 0
     assert data_bytes(out) == good
+
+
+def test_without_a_cluster_or_among_other_files_nothing_is_written(tiny_weights, tmp_path):
+    out = tmp_path / "set"
+    environment = {**os.environ, "RAY_ADDRESS": "127.0.0.1:9"}
+    arguments_ = [sys.executable, "-m", "jobs.generate", *arguments(out, tiny_weights)]
+    done = subprocess.run(arguments_, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9" in done.stderr
+    assert not out.exists()
+    out.mkdir()
+    (out / "README.md").write_text("mine")
+    assert command(*arguments(out, tiny_weights)) == 1
+    assert [path.name for path in out.iterdir()] == ["README.md"]
+
+
+@pytest.mark.slow
+def test_two_drivers_at_once_both_end_with_one_sound_dataset(clean, tiny_weights, tmp_path):
+    out = tmp_path / "shared"
+    options = [sys.executable, "-m", "jobs.generate", *arguments(out, tiny_weights, "--workers", "1")]
+    drivers = [subprocess.Popen(options, cwd=ROOT, start_new_session=True) for _ in range(2)]
+    for driver in drivers:
+        assert driver.wait(200) == 0
+        wait_for_session_end(driver.pid)
+    assert data_bytes(out) == data_bytes(clean)
+    assert cli.run(verify.Options, verify.main, [str(out)]) == 0
 
 
 def test_another_seed_in_the_same_place_is_refused_and_changes_nothing(clean, tiny_weights, capsys):

@@ -100,9 +100,9 @@ def test_every_kind_of_place_gives_the_same_set(tmp_path: Path) -> None:
             np.testing.assert_array_equal(pixels(row["image"]["bytes"]), np.asarray(original))
 
 
-def test_remote_set_and_features_for_datasets() -> None:
-    prepare([str(CATS)], "memory://test_photos_out/set")
-    assert len(rows("memory://test_photos_out/set")) == 10
+def test_a_set_at_a_url_and_its_features_for_datasets(tmp_path: Path) -> None:
+    prepare([str(CATS)], f"file://{tmp_path}/set")
+    assert len(rows(f"file://{tmp_path}/set")) == 10
     features = json.loads(prepared.SCHEMA.metadata[b"huggingface"])["info"]["features"]
     assert list(features) == prepared.SCHEMA.names
     assert features["image"] == features["image64"] == {"_type": "Image"}
@@ -245,7 +245,7 @@ def test_rerun_gives_the_same_bytes_and_other_options_are_refused(
     (out / prepared.RECORD).unlink()
     (out / "photos-00099.parquet").write_bytes(b"stale")
     (out / "photos-00001.parquet").write_bytes(b"half")
-    (out / "photos-00001.parquet.tmp").write_bytes(b"half")
+    (out / ".photos-00001.parquet.0123abcd.tmp").write_bytes(b"half")
     prepare([str(cats)], str(out))
     assert {path.name: path.read_bytes() for path in out.iterdir()} == first
     written = (out / prepared.RECORD).stat().st_mtime_ns

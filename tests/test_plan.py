@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from jobs import cli
 from models.errors import UserError
 from pipeline.indices import Indices
-from pipeline.plan import CODE_VERSION, PLAN_FILE, GenerationPlan, RenderPlan, claim, load
+from pipeline.plan import CODE_VERSION, PLAN_FILE, GenerationPlan, Plan, RenderPlan, claim, load
 from pipeline.store import Store
 
 PLAN = GenerationPlan(
@@ -25,6 +28,21 @@ PLAN = GenerationPlan(
     splats_per_patch=16,
     kernel="wavelet",
     neighbourhood=3,
+)
+PICTURES = RenderPlan(
+    shard_size=3,
+    source="cd" * 32,
+    seed=3,
+    indices="0-4,7-10",
+    width=8,
+    height=8,
+    kernel="wavelet",
+    neighbourhood=3,
+    view="colour",
+    output="files",
+    encoding="png",
+    quality=0,
+    threads=1,
 )
 
 
@@ -52,15 +70,47 @@ def test_the_same_plan_is_found_again_and_never_rewritten(tmp_path):
     assert load(store, GenerationPlan) == PLAN
 
 
-@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(GenerationPlan)])
-def test_another_plan_in_the_same_place_is_refused_by_name(tmp_path, name):
+@pytest.mark.parametrize(
+    ("plan", "name"), [(plan, field.name) for plan in (PLAN, PICTURES) for field in dataclasses.fields(plan)]
+)
+def test_another_plan_in_the_same_place_is_refused_by_name(tmp_path, plan, name):
     store = Store(str(tmp_path))
-    claim(store, PLAN)
-    value = getattr(PLAN, name)
+    claim(store, plan)
+    value = getattr(plan, name)
     other = value + 1 if isinstance(value, int) else "other"
     with pytest.raises(UserError, match=f"{name} is {value!r} there, {other!r} here"):
-        claim(store, dataclasses.replace(PLAN, **{name: other}))
-    assert load(store, GenerationPlan) == PLAN
+        claim(store, dataclasses.replace(plan, **{name: other}))
+    assert load(store, Plan) == plan
+
+
+def test_a_place_with_other_things_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / ".plan.json.0123abcd.tmp").write_bytes(b"{")  # of a claim that was killed: ours
+    claim(Store(str(tmp_path)), PLAN)
+    (tmp_path / PLAN_FILE).unlink()
+    for name in ("README.md", "data"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(UserError, match=f"{tmp_path} holds .*{name}.* but no plan.json: give a new or empty"):
+            claim(Store(str(tmp_path)), PLAN)
+    assert not (tmp_path / PLAN_FILE).exists()
+
+
+NUMBERS = st.integers() | st.sampled_from([-1, 0, 1, 2**31, 2**63, 10**30])
+JSON = st.recursive(st.none() | st.booleans() | NUMBERS | st.floats() | st.text(), st.lists)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(changes=st.dictionaries(st.sampled_from([*PLAN.to_dict(), *PICTURES.to_dict(), "new"]), JSON), data=st.data())
+def test_whatever_a_plan_file_holds_it_is_a_plan_or_one_line(tmp_path, changes, data):
+    plan = data.draw(st.sampled_from([PLAN, PICTURES]))
+    (tmp_path / PLAN_FILE).write_text(json.dumps({**plan.to_dict(), **changes}))
+    said = ""
+    try:
+        found = load(Store(str(tmp_path)), Plan)
+        assert found.num_shards > 0
+        assert found.data(found.shard(found.num_shards - 1))
+    except UserError as error:
+        said = cli.describe(error)
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize(
@@ -71,6 +121,11 @@ def test_another_plan_in_the_same_place_is_refused_by_name(tmp_path, name):
         ({"seed": "1"}, "damaged: seed"),
         ({"seed": None}, "damaged: seed"),
         ({"surprise": 1}, "damaged: surprise"),
+        ({"shard_size": 0}, "damaged: shard_size"),
+        ({"seed": -1}, "damaged: seed"),
+        ({"solver": "../x"}, "damaged: solver"),
+        ({"kernel": "\x1b[2J"}, "damaged: kernel"),
+        ({"columns": 10**6}, "damaged: columns"),
     ],
 )
 def test_plans_that_cannot_be_read_are_named(tmp_path, change, message):
@@ -79,7 +134,7 @@ def test_plans_that_cannot_be_read_are_named(tmp_path, change, message):
         load(Store(str(tmp_path)), GenerationPlan)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", "\xff"])
+@pytest.mark.parametrize("text", ["", "[]", "{", "\xff", "[" * 100_000])
 def test_a_plan_that_is_no_json_object(tmp_path, text):
     (tmp_path / PLAN_FILE).write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match="not a JSON object"):

@@ -72,10 +72,7 @@ def test_one_picture_a_file_and_each_is_what_its_splats_say(splats, pictures):
             picture = Image.open(pictures / f"shard-{index // 8:05d}/{index:08d}.png")
             np.testing.assert_allclose(np.asarray(picture).astype(int), expected.astype(int), atol=1)
             assert f"picture {index} of seed 0, kernel wavelet" in picture.text["Description"]
-    store = Store(str(pictures))
-    for record in store.committed():
-        store.verify(record)
-    assert sum(record.rows for record in store.committed()) == 20
+    assert sum(record.rows for record in Store(str(pictures)).committed()) == 20
 
 
 def test_parquet_holds_the_same_pictures_and_says_that_they_are_pictures(splats, pictures, tmp_path):

@@ -1,0 +1,62 @@
+"""Read a whole dataset, splats or pictures, and say what is wrong with it.
+
+    python -m jobs.verify out/splats
+    python -m jobs.verify s3://bucket/splats --repair
+
+Prints one line per finding, and ends with 0 only for a whole and sound dataset. Do not repair while a run is at work.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from jobs.cli import run
+from models.errors import UserError
+from pipeline.store import Store
+from pipeline.verification import Finding, repair, verify
+
+
+@dataclass(frozen=True)
+class Options:
+    """Which dataset to verify."""
+
+    url: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="URL")]
+    """Folder or fsspec URL of a dataset made by jobs.generate or jobs.render."""
+
+    repair: bool = False
+    """Remove bad shards and their records, so that the command that made the dataset makes them again."""
+
+    stall_minutes: float = 60.0
+    """Give up, and name the stuck shards, when none ends for so long."""
+
+    def __post_init__(self) -> None:
+        if not self.stall_minutes > 0:
+            raise UserError(f"--stall-minutes {self.stall_minutes}: give a number above 0")
+
+
+def main(options: Options) -> None:
+    """Verify; UserError unless everything is there and sound."""
+    store = Store(options.url)
+
+    def found(finding: Finding) -> None:
+        print(finding, flush=True)
+
+    plan, findings, bad = verify(store, found=found, stall_seconds=options.stall_minutes * 60)
+    if not findings:
+        print(f"{store.url} is whole and sound: {plan.num_shards:,} shards, {len(plan.pictures):,} pictures")
+        return
+    remedy = "run the command that made it again"
+    if options.repair:
+        repair(store, plan, bad)
+        remedy = f"removed {len(bad)} bad shards; {remedy}, which makes what is missing"
+    elif bad:
+        remedy = f"--repair removes the {len(bad)} bad shards; then {remedy}"
+    raise UserError(f"{store.url} is not sound: {findings} findings; {remedy}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(Options, main))

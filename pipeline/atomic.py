@@ -1,0 +1,90 @@
+"""Local files that appear whole or not at all: a locked temporary file, flushed to the disk, then renamed.
+
+A writer holds a lock (flock) on its temporary file from beginning to end, and the system drops the lock when the
+process dies, however it dies. So a temporary file that somebody else can lock is what a killed run left behind, and
+one that cannot be locked belongs to a run at work, which nobody disturbs. An age limit would have to be longer than
+the slowest write, and would leave the remains of a killed run for as long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+_TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of that name, without its folder, is one that `create` has not finished."""
+    return _TEMPORARY_NAME.fullmatch(name) is not None
+
+
+@contextlib.contextmanager
+def create(target: Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
+    """A file to write to, which is at `target`, whole and on the disk, once the block has ended; not if it raises.
+
+    `exclusive`: FileExistsError if something is at `target` by then, which otherwise is replaced. On file systems
+    without hard links exclusive is not atomic.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary, file = _open_temporary(target)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            # Renamed while the lock is held, so that nobody takes it for an orphan in between.
+            _place(temporary, target, exclusive)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno and not error.filename:
+            error.filename = str(target)  # a full disk does not say which
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def remove_orphan(path: Path) -> bool:
+    """Remove a temporary file unless its writer lives; whether it was removed."""
+    try:
+        with open(path, "r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+    except OSError:  # locked, gone, another user's, or on a file system without locks: not known to be an orphan
+        return False
+    return True
+
+
+def _open_temporary(target: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        file = open(temporary, "xb")  # noqa: SIM115, the caller closes it
+        with contextlib.suppress(OSError):  # on a file system without locks orphans stay
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()  # taken for an orphan in the instant before it was locked
+
+
+def _place(temporary: Path, target: Path, exclusive: bool) -> None:
+    if exclusive:
+        try:
+            os.link(temporary, target)
+        except FileExistsError:
+            raise
+        except OSError:  # no hard links here
+            if target.exists():
+                raise FileExistsError(f"{target} is there already") from None
+        else:
+            temporary.unlink()
+            return
+    os.replace(temporary, target)

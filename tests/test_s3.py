@@ -1,0 +1,230 @@
+"""Datasets in an object store: a real server that speaks S3, which fails when it is told to."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import s3fs
+from conftest import S3_SOCKET
+from moto.server import DomainDispatcherApplication, create_backend_app
+from test_atomic import SPLATS, run
+from test_generation import arguments, data_bytes
+from test_generation import command as generate
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from jobs import cli, prepare, render, status, verify
+from jobs import generate as generate_job
+from models.errors import UserError
+from pipeline import plan as plans
+from pipeline.plan import Plan
+from pipeline.store import Store
+
+ERROR = b"<Error><Code>%s</Code><Message>We are %s.</Message></Error>"
+
+
+@dataclass
+class S3:
+    """The server as a WSGI application: the real one behind faults, each for so many PUTs whose path matches."""
+
+    app: Callable[..., Any] = field(default_factory=lambda: DomainDispatcherApplication(create_backend_app))
+    faults: list[tuple[str, str, int]] = field(default_factory=list)  # (pattern, what happens, how many times)
+    hit: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        fault = self._next(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "PUT" else ""
+        if not fault:
+            return self.app(environ, start_response)
+        length = int(environ["CONTENT_LENGTH"])
+        if fault == "stored, but 500":
+            list(self.app(environ, lambda *_: None))
+        elif fault == "cut off":
+            environ["wsgi.input"].read(length // 2)
+            environ["werkzeug.socket"].close()
+        elif fault == "time-out":
+            time.sleep(1.5)
+        else:
+            environ["wsgi.input"].read(length)
+        code, name = ("403 Forbidden", b"AccessDenied") if fault == "403" else ("500 Internal", b"InternalError")
+        start_response(code, [("Content-Type", "application/xml")])
+        return [ERROR % (name, b"sorry")]
+
+    def _next(self, path: str) -> str:
+        with self.lock:
+            for place, (pattern, fault, times) in enumerate(self.faults):
+                if times and re.search(pattern, path):
+                    self.faults[place] = (pattern, fault, times - 1)
+                    self.hit.append(path)
+                    return fault
+        return ""
+
+
+class Quiet(WSGIRequestHandler):
+    def log(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[S3]:
+    application = S3()
+    S3_SOCKET.listen(64)
+    host, port = S3_SOCKET.getsockname()
+    running = make_server(host, port, application, threaded=True, request_handler=Quiet, fd=S3_SOCKET.fileno())
+    thread = threading.Thread(target=running.serve_forever, daemon=True)
+    thread.start()
+    s3fs.S3FileSystem().mkdir("cats")
+    yield application
+    running.shutdown()
+    thread.join()
+
+
+@pytest.fixture
+def s3(server: S3) -> Iterator[S3]:
+    server.faults, server.hit = [], []
+    yield server
+    server.faults = []
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Clients that wait a second for an answer: what a user sets in FSSPEC_S3."""
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 1, "connect_timeout": 1}})
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def objects(url: str) -> dict[str, bytes]:
+    """All objects of a dataset, without the records, which hold times."""
+    store = Store(url)
+    return {name: b"" if name.startswith("_stats/") else store.read(name) for name in store.sizes("")}
+
+
+def check(url: str, *options: str) -> int:
+    return cli.run(verify.Options, verify.main, [url, *options])
+
+
+PLACES = ("plan.json", "data/shard-00001", "_stats/shard-00001")
+FAULTS = ("500", "stored, but 500", "cut off", "time-out", "403")
+QUICK = {("500", PLACES[1]), ("stored, but 500", PLACES[2]), ("403", PLACES[0])}
+CASES = [(fault, where) for fault in FAULTS for where in PLACES]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("fault", "where"), [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in CASES]
+)
+def test_a_put_that_fails_is_tried_again_or_one_clear_error_and_the_rerun_completes(s3: S3, fault: str, where: str):
+    clean, url = "s3://cats/clean", f"s3://cats/{fault}/{where}".replace(" ", "-").replace(",", "")
+    run(SPLATS, clean)
+    whole = objects(clean)
+    s3.faults = [(f"{url[10:]}.*{where}", fault, 1)]
+    if fault == "403":  # not worth another try
+        with pytest.raises((OSError, UserError), match=f"sorry|{where}") as caught:
+            run(SPLATS, url)
+        assert url in cli.describe(caught.value)
+    else:
+        run(SPLATS, url)
+        assert objects(url) == whole
+    assert len(s3.hit) == 1
+    s3.faults = [(f"{url[10:]}x.*{where}", fault, 1000)]
+    with pytest.raises((OSError, UserError)) as caught:
+        run(SPLATS, url + "x")
+    assert cli.describe(caught.value).count(url + "x") == 1
+    assert "\n" not in cli.describe(caught.value)
+    for name, data in objects(url + "x").items():
+        assert data == whole[name]
+    s3.faults = []
+    run(SPLATS, url + "x")
+    assert objects(url + "x") == whole
+
+
+@pytest.mark.slow
+def test_generated_verified_repaired_and_drawn_in_an_object_store(
+    s3: S3, ray_cluster, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    local, url = tmp_path / "splats", "s3://cats/bulk/splats"
+    assert generate(*arguments(local, tiny_weights)) == 0
+    s3.faults = [("bulk/splats/data/shard-00001", "500", 3), ("bulk/splats/_stats/shard-00002", "stored, but 500", 3)]
+    in_store = [*arguments(tmp_path, tiny_weights)[2:], "--out", url]
+    assert generate(*in_store) == 0
+    assert len(s3.hit) == 6
+    assert " failed 0" in capsys.readouterr().out
+    assert in_url(url) == data_bytes(local)
+    assert check(url) == 0
+    assert cli.run(status.Options, status.main, [url]) == 0
+
+    store = Store(url)
+    data = store.read("data/shard-00003.parquet")
+    store.write("data/shard-00003.parquet", data[:9000] + bytes([data[9000] ^ 1]) + data[9001:])
+    store.write("data/shard-00004.parquet", store.read("data/shard-00004.parquet")[:-1])
+    store.remove("_stats/shard-00005.json")
+    store.write("data/notes.txt", b"mine")
+    capsys.readouterr()
+    assert cli.run(status.Options, status.main, [url]) == 1
+    assert "2 of 6 shards are missing" in capsys.readouterr().err
+    assert check(url, "--repair") == 1
+    said = capsys.readouterr()
+    for finding in (
+        "data/shard-00003.parquet: its checksum is not the recorded one",
+        "data/shard-00004.parquet: has",
+        "data/shard-00005.parquet: data without a record",
+        "data/notes.txt: does not belong here",
+    ):
+        assert f"{url}/{finding}" in said.out
+    assert "4 findings; removed 3 bad shards" in said.err
+    assert in_url(url).keys() == {*data_bytes(local), "notes.txt"} - {f"shard-0000{i}.parquet" for i in (3, 4, 5)}
+    assert generate(*in_store) == 0
+    store.remove("data/notes.txt")
+    assert check(url) == 0
+    assert in_url(url) == data_bytes(local)
+
+    options = ["--splats", url, "--out", "s3://cats/bulk/pictures", "--size", "16", "--indices", "0-3"]
+    assert cli.run(render.Options, render.main, options) == 0
+    assert check("s3://cats/bulk/pictures") == 0
+
+
+def in_url(url: str) -> dict[str, bytes]:
+    return {name[5:]: data for name, data in objects(url).items() if name.startswith("data/")}
+
+
+def test_a_plan_that_came_first_is_not_overwritten(s3: S3):
+    store = Store("s3://cats/claimed")
+    plans.claim(store, SPLATS)
+    with pytest.raises(FileExistsError):
+        store.write("plan.json", b"another", exclusive=True)
+    assert plans.load(store, Plan) == SPLATS
+
+
+def fails(capsys: pytest.CaptureFixture[str], job: Any, *options: object) -> str:
+    assert cli.run(job.Options, job.main, list(map(str, options))) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_is_not_there_is_one_line(tiny_weights, tmp_path, capsys):
+    options = arguments(tmp_path, tiny_weights)[2:]
+    said = fails(capsys, generate_job, "--out", "s3://nobody/splats", *options)
+    assert "cannot write to s3://nobody/splats: The specified bucket does not exist" in said
+    assert "s3://nobody/splats does not exist" in fails(capsys, status, "s3://nobody/splats")
+
+
+@pytest.mark.slow  # the clients try for a while
+@pytest.mark.usefixtures("impatient")
+def test_an_object_store_that_does_not_answer_is_one_line(tiny_weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    options = arguments(tmp_path, tiny_weights)[2:]
+    said = fails(capsys, generate_job, "--out", "s3://cats/splats", *options)
+    assert "cannot write to s3://cats/splats: Could not connect" in said
+    assert "Could not connect" in fails(capsys, verify, "s3://cats/splats")
+    assert "Could not connect" in fails(capsys, prepare, "--photos", "s3://cats/a", "--out", tmp_path / "prepared")

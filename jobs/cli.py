@@ -6,8 +6,11 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TypeVar
 
 import tyro
@@ -24,16 +27,40 @@ def run(options_type: type[Options], main: Callable[[Options], None], arguments:
     `SPLATCATS_TRACEBACK=1` shows the traceback of user errors too.
     """
     try:
-        main(parse(options_type, arguments))
+        with terminable():
+            main(parse(options_type, arguments))
     except (UserError, OSError) as error:
         if os.environ.get("SPLATCATS_TRACEBACK"):
             raise
         print(f"error: {describe(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues from here", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Terminated) as stop:
+        name, code = ("SIGTERM", 143) if isinstance(stop, Terminated) else ("Ctrl-C", 130)
+        print(f"stopped by {name}; the same command continues from here", file=sys.stderr)
+        return code
     return 0
+
+
+class Terminated(BaseException):
+    """SIGTERM came. Like KeyboardInterrupt no Exception, so that nothing on the way takes it for a failure."""
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Within the block SIGTERM raises Terminated, once: the clean-up that follows is not to be interrupted."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(options_type: type[Options], arguments: list[str] | None) -> Options:

@@ -9,8 +9,9 @@ from models.errors import UserError
 from pipeline.indices import Indices
 from pipeline.plan import Shard
 from pipeline.progress import Progress
-from pipeline.scheduling import ActorWorkers, TaskWorkers, run_shards
+from pipeline.scheduling import run_shards
 from pipeline.store import Record
+from pipeline.workers import ActorWorkers, TaskWorkers
 
 SHARDS = [Shard(i, Indices((range(10 * i, 10 * i + 10),))) for i in range(6)]
 THIRD = SHARDS[3].name
@@ -42,17 +43,21 @@ def actors(work, limit: int = 2) -> ActorWorkers:
             return work(shard)
 
     actor = ray.remote(num_cpus=0.5, max_restarts=0)(Worker)
-    return ActorWorkers(lambda: actor.remote(), limit)
+    return ActorWorkers(actor.remote, lambda: limit)
 
 
 def tasks(work, limit: int = 2) -> TaskWorkers:
     task = ray.remote(num_cpus=0.5, max_retries=0)(work)
-    return TaskWorkers(task.remote, limit)
+    return TaskWorkers(task.remote, lambda: limit)
+
+
+def quiet(progress: Progress, last: bool) -> None:
+    pass
 
 
 def run(workers, **options) -> Progress:
     progress = Progress(len(SHARDS), total_pictures=60)
-    run_shards(SHARDS, workers, progress, report=lambda progress: None, **options)
+    run_shards(SHARDS, workers, progress, report=quiet, **options)
     return progress
 
 
@@ -99,5 +104,5 @@ def test_the_window_is_bounded_and_shards_are_made_when_needed(ray_cluster, tmp_
             yield shard
 
     progress = Progress(len(SHARDS))
-    run_shards(shards(), tasks(make_work(tmp_path), limit=2), progress, report=lambda progress: None)
+    run_shards(shards(), tasks(make_work(tmp_path), limit=2), progress, report=quiet)
     assert progress.done == 6

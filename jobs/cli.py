@@ -26,35 +26,32 @@ def run(options_type: type[Options], main: Callable[[Options], None], arguments:
     What the user can get wrong ends as one line on stderr and code 1; a bug of ours keeps its traceback.
     `SPLATCATS_TRACEBACK=1` shows the traceback of user errors too.
     """
+    stopped = threading.Event()
     try:
-        with terminable():
+        with terminable(stopped):
             main(parse(options_type, arguments))
     except (UserError, OSError) as error:
         if os.environ.get("SPLATCATS_TRACEBACK"):
             raise
         print(f"error: {describe(error)}", file=sys.stderr)
         return 1
-    except (KeyboardInterrupt, Terminated) as stop:
-        name, code = ("SIGTERM", 143) if isinstance(stop, Terminated) else ("Ctrl-C", 130)
+    except KeyboardInterrupt:
+        name, code = ("SIGTERM", 143) if stopped.is_set() else ("Ctrl-C", 130)
         print(f"stopped by {name}; the same command continues from here", file=sys.stderr)
         return code
     return 0
 
 
-class Terminated(BaseException):
-    """SIGTERM came. Like KeyboardInterrupt no Exception, so that nothing on the way takes it for a failure."""
-
-
 @contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Within the block SIGTERM raises Terminated, once: the clean-up that follows is not to be interrupted."""
+def terminable(stopped: threading.Event) -> Iterator[None]:
+    """Within the block SIGTERM sets `stopped` and raises a KeyboardInterrupt, which Ray's waiting lets through."""
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
         yield
         return
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+        stopped.set()
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

@@ -93,11 +93,27 @@ def connect() -> Iterator[Cluster]:
 
 @contextlib.contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep this process's answer to SIGTERM, if it has one: Ray sets one of its own, which exits with code 15."""
+    """Within the block Ray starts and answers SIGTERM in its own way; keep this process's way, if it has one.
+
+    A SIGTERM that comes meanwhile is answered at the end of the block: what Ray's handler raises may be lost in a fork.
+    """
     handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(handler) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            signal.signal(signal.SIGTERM, handler)
+            with contextlib.suppress(BlockingIOError):
+                if signal.SIGTERM in reader.recv(1024):
+                    handler(signal.SIGTERM, None)
 
 
 def _fit(machine: Mapping[str, float], cpus: float, gpus: float) -> int:

@@ -17,7 +17,7 @@ from pipeline.plan import Shard
 from pipeline.progress import Progress
 from pipeline.store import Record
 
-WAIT_SECONDS = 0.5
+WAIT_SECONDS = 0.2  # signals are answered between waits
 SHOWN = 5  # shards that a message names
 
 

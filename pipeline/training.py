@@ -23,7 +23,7 @@ import ray
 import torch
 import torch.distributed as dist
 from ray import train as ray_train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
 
 from models.errors import UserError
@@ -34,10 +34,11 @@ from pipeline.recipe import Budget, Recipe
 from pipeline.store import Store
 from pipeline.trainer import train
 from pipeline.training_set import load
-from pipeline.training_state import State
+from pipeline.training_state import DamagedCheckpoint, State
 
 KEPT = 2
 RETRIES = 3  # of the whole group of workers, when one of them dies
+WAITS = 15  # of a minute each, over the whole run, for machines with room for the group
 HOST_SHARE = 0.5  # part of a machine's memory that photographs may take; more of them are mapped from files
 README = """A training run of splatcats. `weights.safetensors` holds the averaged weights of the last checkpoint, for
 `python -m jobs.generate --weights`, `history.json` what was reported up to it, `sheets/` the same noises as cats at
@@ -62,7 +63,7 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
     """Train on the connected cluster and return what the last checkpoint reported.
 
     Raises UserError for what the user can mend: photographs, perceptual weights, another recipe in `out`, a loss
-    that is not finite.
+    that is not finite, workers that keep dying, machines that do not come.
     """
     store = Store(settings.out)
     storage, _, name = store.url.rpartition("/")
@@ -80,13 +81,18 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
             name=name,
             storage_path=storage or "/",
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
-            failure_config=FailureConfig(max_failures=RETRIES),
+            failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=WAITS),
         ),
     )
     with ThreadPoolExecutor(1) as reader:
         shown = reader.submit(show, board)
         try:
             metrics = trainer.fit().metrics or {}
+        except TrainingFailedError as error:
+            reason = explain(error, settings)
+            if reason is None:
+                raise
+            raise UserError(f"{reason}; the same command continues from the last checkpoint") from None
         finally:
             board.close.remote()
             shown.result()
@@ -136,10 +142,9 @@ def _worker(config: Mapping[str, Any]) -> None:
             )
             perceptual = load_lpips(settings.lpips).to(device) if settings.lpips else None
             state = State.new(settings.recipe, device)
-            last = ray_train.get_checkpoint()
-            if last:
-                with last.as_directory() as folder:
-                    state.restore(Path(folder), settings.recipe)
+            for note in resume(state, settings.recipe):
+                if rank == 0:
+                    board.post.remote(note)
         pictures = Pictures(photographs, device)
         with tempfile.TemporaryDirectory() as work:
             train(
@@ -156,6 +161,40 @@ def _worker(config: Mapping[str, Any]) -> None:
     except UserError as error:
         # A mistake is not a fault to be retried: end every rank in good order and let the driver say it.
         ray.get(board.stop.remote(str(error)))
+
+
+def resume(state: State, recipe: Recipe) -> Iterator[str]:
+    """Restore the latest checkpoint of the run that is whole, if it has any; yield a line for each that is not.
+
+    To be called on every rank. Raises UserError if all are damaged, or made with another recipe.
+    """
+    kept = [reported.checkpoint for reported in ray_train.get_all_reported_checkpoints()]
+    for checkpoint in reversed(kept):
+        try:
+            with checkpoint.as_directory() as folder:
+                return state.restore(Path(folder), recipe)
+        except DamagedCheckpoint as damage:
+            yield f"the checkpoint {checkpoint.path} is damaged ({damage}): continuing from the one before it"
+    if kept:
+        raise UserError(f"every checkpoint in {Path(kept[-1].path).parent} is damaged: train into another --out")
+    return None
+
+
+def explain(error: TrainingFailedError, settings: Run) -> str | None:
+    """What ended training, where that is no bug of ours: in one line, with a remedy."""
+    if isinstance(error, ControllerError):
+        if "StartupTimeout" not in type(error.controller_failure).__name__:
+            return None
+        return (
+            f"the cluster had no room for {settings.workers} workers in {WAITS} minutes: give fewer --workers, or"
+            " machines"
+        )
+    text = str(error)
+    if "OutOfMemoryError" in text:
+        return "the GPU's memory is too small: give a smaller --batch and another --out, or more --workers"
+    if "ActorDiedError" in text or "ActorUnavailableError" in text:
+        return f"a worker died {RETRIES + 1} times (killed, its machine gone, or out of memory)"
+    return None
 
 
 @contextmanager

@@ -23,8 +23,9 @@ import ray
 import torch
 import torch.distributed as dist
 from ray import train as ray_train
-from ray.train import CheckpointConfig, ControllerError, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import CheckpointConfig, ControllerError, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2.api.config import FailureConfig
 
 from models.errors import UserError
 from models.perceptual import load_lpips

@@ -9,7 +9,6 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,13 +34,14 @@ def ray_cluster():
         log_to_driver=False,
         logging_level="ERROR",
         object_store_memory=128 * 2**20,
+        _system_config={"metrics_report_interval_ms": 500},
     )
     yield ray
     ray.shutdown()
 
 
 @pytest.fixture
-def cluster() -> Iterator["Cluster"]:
+def cluster():
     """A Ray cluster of several nodes on this machine, for commands that join it by RAY_ADDRESS.
 
     The head has no CPU for work; nodes are added and removed by the test.
@@ -49,11 +49,12 @@ def cluster() -> Iterator["Cluster"]:
     from ray.cluster_utils import Cluster
 
     os.environ.pop("RAY_ADDRESS", None)
-    settings = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    # A node that is gone is taken for dead after 3 s; Ray's own settings wait for half a minute.
+    settings = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 6}
     found = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 * 2**20}
-        | {"_system_config": {**settings, "metrics_report_interval_ms": 500}},
+        | {"_system_config": settings},
     )
     yield found
     found.shutdown()

@@ -26,6 +26,7 @@ from ray import train as ray_train
 from ray.train import CheckpointConfig, ControllerError, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
 from ray.train.v2.api.config import FailureConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from models.errors import UserError
 from models.perceptual import load_lpips
@@ -69,7 +70,9 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
     store = Store(settings.out)
     storage, _, name = store.url.rpartition("/")
     actor: Any = ray.remote(Board)
-    board = actor.options(num_cpus=0).remote()
+    # Beside the driver: on another machine it could die while training survives.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = actor.options(num_cpus=0, scheduling_strategy=here).remote()
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"settings": settings, "store": store, "board": board},

@@ -8,6 +8,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray Train looks after its workers every two seconds otherwise, and every run of the tests would wait for that.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -106,6 +107,18 @@ def vgg_file(vgg_weights, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
     save_file(vgg_weights, path)
     return path
+
+
+def ray_workers(title: str) -> set[int]:
+    """Processes of the Ray nodes that this process started: children of its raylets, whose title has these words."""
+    parents, titles = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                titles[int(entry.name)] = (entry / "cmdline").read_text()
+    raylets = {pid for pid, parent in parents.items() if parent == os.getpid()}
+    return {pid for pid, words in titles.items() if parents[pid] in raylets and title in words}
 
 
 def wait_for_session_end(session: int) -> None:

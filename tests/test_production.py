@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from conftest import ray_workers
 
 from jobs import cli, generate
 from pipeline.progress import Console, Progress
@@ -91,7 +92,7 @@ class Killer(threading.Thread):
             pause, wait = self.random.uniform(0, 0.3), self.random.uniform(0, 0.002)
             while not self.done.is_set():
                 time.sleep(pause)
-                workers = self.working()
+                workers = ray_workers("Generator.work")
                 deadline = time.monotonic() + 0.5
                 while workers and time.monotonic() < deadline and not any(folder.glob(".*.tmp")):
                     pass
@@ -102,17 +103,6 @@ class Killer(threading.Thread):
                             os.kill(pid, signal.SIGKILL)
                     self.killed |= workers
                     break
-
-    def working(self) -> set[int]:
-        """The actors' processes that have a shard: children of the raylet that is a child of this process."""
-        parents, titles = {}, {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with contextlib.suppress(OSError):
-                    parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                    titles[int(entry.name)] = (entry / "cmdline").read_text()
-        raylets = {pid for pid, parent in parents.items() if parent == os.getpid()}
-        return {pid for pid, title in titles.items() if parents[pid] in raylets and "Generator.work" in title}
 
 
 @pytest.mark.parametrize("seed", sample(5))

@@ -63,6 +63,8 @@ def produce(
 
             missing = (shard for shard in plan.shards() if shard.id not in done)
             run_shards(missing, start_workers(cluster), progress, stall_seconds=stall_seconds, report=report)
+        if progress.retried:  # workers that were killed while they wrote
+            store.remove_orphans()
     else:
         console.show(progress, last=True)
     summary = _summarise(plan, store)

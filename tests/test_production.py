@@ -141,7 +141,10 @@ def test_a_driver_killed_and_started_again_at_once_leaves_the_same_bytes(here, w
     assert {path.name for path in out.rglob(".*")} == set()
 
 
-@pytest.mark.parametrize(("number", "code", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")])
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [(signal.SIGTERM, 143, "SIGTERM"), pytest.param(signal.SIGINT, 130, "Ctrl-C", marks=pytest.mark.slow)],
+)
 def test_a_signal_stops_within_three_seconds_and_says_how_to_go_on(
     here, whole, tiny_weights, tmp_path, number, code, name
 ):

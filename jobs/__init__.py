@@ -1,1 +1,8 @@
 """Command lines: `python -m jobs.NAME`, locally or as the entry point of a Ray job."""
+
+import os
+
+# A private Ray, started where there is no cluster to join, listens to this machine alone. Ray reads this variable, by
+# which it otherwise tells the systems that clusters are made of, when it is imported.
+if not os.environ.get("RAY_ADDRESS"):
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -6,8 +6,11 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import TypeVar
 
 import tyro
@@ -26,8 +29,10 @@ def run(options_type: type[Options], main: Callable[[Options], None], arguments:
     What the user can get wrong ends as one line on stderr and code 1; a bug of ours keeps its traceback.
     `SPLATCATS_TRACEBACK=1` shows the traceback of user errors too.
     """
+    stopped = threading.Event()
     try:
-        main(parse(options_type, arguments))
+        with terminable(stopped):
+            main(parse(options_type, arguments))
     except (UserError, OSError) as error:
         if os.environ.get("SPLATCATS_TRACEBACK"):
             raise
@@ -39,9 +44,28 @@ def run(options_type: type[Options], main: Callable[[Options], None], arguments:
         print(f"error: {describe(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from here", file=sys.stderr)
-        return 130
+        name, code = ("SIGTERM", 143) if stopped.is_set() else ("Ctrl-C", 130)
+        print(f"stopped by {name}; the same command continues from here", file=sys.stderr)
+        return code
     return 0
+
+
+@contextlib.contextmanager
+def terminable(stopped: threading.Event) -> Iterator[None]:
+    """Within the block SIGTERM sets `stopped` and raises a KeyboardInterrupt, which Ray's waiting lets through."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        stopped.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(options_type: type[Options], arguments: list[str] | None) -> Options:

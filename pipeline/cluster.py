@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
+import signal
 import socket
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from models.errors import UserError, check_name
 # Only weights and small records pass through the object store: pictures and splats are written where they are made.
 OBJECT_STORE_BYTES = 256 * 2**20
 DEVICES = ("auto", "cpu", "gpu")
+LOOK_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,23 @@ class Cluster:
         if not self.local:
             return threads
         return min(threads, int(self.cpus / workers * 10_000) / 10_000)  # Ray counts in ten-thousandths
+
+    def capacity(self, workers: int | None, *, num_cpus: float = 0.0, num_gpus: float = 0.0) -> Callable[[], int]:
+        """A function that says how many processes that need so much to run at once now: `workers`, if that is given.
+
+        Otherwise as many as there is room for on the machines that are up when it is asked, looked at every
+        LOOK_SECONDS, and at least one. A fixed number may wait for machines that an autoscaler adds on demand.
+        """
+        found, looked = workers or 0, -math.inf
+
+        def room() -> int:
+            nonlocal found, looked
+            if workers is None and time.monotonic() - looked > LOOK_SECONDS:
+                machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+                found, looked = max(1, sum(_fit(m, num_cpus, num_gpus) for m in machines)), time.monotonic()
+            return found
+
+        return room
 
     def has_gpu(self, device: str) -> bool:
         """Whether work is to run on GPUs, for `device` of DEVICES; UserError if it must and cannot."""
@@ -58,14 +80,46 @@ def connect() -> Iterator[Cluster]:
     if ray.is_initialized():
         yield _describe(local)
         return
-    if local:
-        _start_local()
-    else:
-        _join()
+    with _own_signals():
+        if local:
+            _start_local()
+        else:
+            _join()
     try:
         yield _describe(local)
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Within the block Ray starts and answers SIGTERM in its own way; keep this process's way, if it has one.
+
+    A SIGTERM that comes meanwhile is answered at the end of the block: what Ray's handler raises may be lost in a fork.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        reader.setblocking(False)
+        writer.setblocking(False)
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            signal.signal(signal.SIGTERM, handler)
+            with contextlib.suppress(BlockingIOError):
+                if signal.SIGTERM in reader.recv(1024):
+                    handler(signal.SIGTERM, None)
+
+
+def _fit(machine: Mapping[str, float], cpus: float, gpus: float) -> int:
+    """How many processes that need so many CPUs and GPUs fit on an empty machine."""
+    needs = {"CPU": cpus, "GPU": gpus}
+    return min(int(machine.get(name, 0.0) / need + 1e-6) for name, need in needs.items() if need)
 
 
 def _start_local() -> None:

@@ -23,8 +23,8 @@ from pipeline.dataset import to_table, write_table
 from pipeline.indices import Indices
 from pipeline.plan import GenerationPlan, Shard
 from pipeline.production import Summary, commit, produce
-from pipeline.scheduling import ActorWorkers
 from pipeline.store import DATA, Record, Store
+from pipeline.workers import ActorWorkers
 
 ROLLOUT_FILE = "rollout.png"
 ROLLOUT_ROWS = 17
@@ -116,18 +116,18 @@ def generate(
 ) -> Summary:
     """Make the dataset of `plan` in `store`, or complete it; with `rollout`, also the sheet of noise becoming cats.
 
-    `workers`: how many actors, one a GPU or on CPUs; None for as many as the cluster has room for. Uses the Ray
-    cluster this process is connected to, or connects for the while. Raises UserError as `produce` does.
+    `workers`: how many actors, one a GPU or on CPUs; None for as many as the cluster has room for at any time. Uses
+    the Ray cluster this process is connected to, or connects for the while. Raises UserError as `produce` does.
     """
 
     def start_workers(cluster: Cluster) -> ActorWorkers:
         use_gpu = cluster.has_gpu(device)
-        limit = workers or max(1, int(cluster.gpus if use_gpu else cluster.cpus / plan.threads))
         if use_gpu:
-            cluster.require_gpus(limit)
-        options = {"num_gpus": 1.0} if use_gpu else {"num_cpus": cluster.cpu_share(limit, plan.threads)}
+            cluster.require_gpus(workers or 1)
+        options = {"num_gpus": 1.0} if use_gpu else {"num_cpus": cluster.cpu_share(workers or 1, plan.threads)}
         arguments = (ray.put(weights), plan, store, use_gpu)  # weights travel by the object store, once a node
-        return ActorWorkers(lambda: GeneratorActor.options(**options).remote(*arguments), limit)
+        start = GeneratorActor.options(**options).remote
+        return ActorWorkers(lambda: start(*arguments), cluster.capacity(workers, **options))
 
     with connect() if rollout else contextlib.nullcontext():
         summary = produce(plan, store, start_workers, partial(splats_card, plan), stall_seconds=stall_seconds)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import functools
+import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -24,6 +27,7 @@ class Indices:
         return cls((range(count),) if count else ())
 
     @classmethod
+    @functools.lru_cache(maxsize=8)  # a plan asks for every shard
     def parse(cls, text: str) -> Indices:
         """Read inclusive ranges and single indices separated by commas; UserError for anything else."""
         ranges = []
@@ -58,12 +62,19 @@ class Indices:
     def between(self, start: int, stop: int) -> Indices:
         """The subset from position `start` to before position `stop` of the sorted set."""
         parts = []
-        for part in self.ranges:
-            piece = part[max(start, 0) : max(stop, 0)]
+        for i in range(max(0, bisect.bisect_right(self._positions, start) - 1), len(self.ranges)):
+            position = self._positions[i]
+            if position >= stop:
+                break
+            piece = self.ranges[i][max(start - position, 0) : stop - position]
             if piece:
                 parts.append(piece)
-            start, stop = start - len(part), stop - len(part)
         return Indices(tuple(parts))
+
+    @functools.cached_property
+    def _positions(self) -> list[int]:
+        """The position in the sorted set at which each range begins."""
+        return [0, *itertools.accumulate(map(len, self.ranges))][:-1]
 
 
 def _merge(ranges: Iterable[range]) -> tuple[range, ...]:

@@ -17,8 +17,9 @@ import torch
 from models.errors import UserError
 from pipeline import plan as plans
 from pipeline.cluster import Cluster, connect
+from pipeline.metrics import Metrics
 from pipeline.plan import CODE_VERSION, Plan, Shard
-from pipeline.progress import Progress
+from pipeline.progress import Console, Progress
 from pipeline.scheduling import Workers, run_shards
 from pipeline.store import RECORDS, Record, Store
 
@@ -44,7 +45,6 @@ def produce(
     card: Callable[[Summary], str],
     *,
     stall_seconds: float,
-    report: Callable[[Progress], None] = lambda progress: print(progress, flush=True),
 ) -> Summary:
     """Do all shards of `plan` that are not committed in `store` yet, on Ray, then write the summary and the card.
 
@@ -53,18 +53,27 @@ def produce(
     """
     plans.check(store, plan)
     store.remove_orphans()
-    done = {record.shard: record.rows for record in store.committed()}
+    done = {record.shard: record.rows for record in store.committed() if record.shard < plan.num_shards}
     progress = Progress(plan.num_shards, len(done), sum(done.values()), total_pictures=len(plan.pictures))
+    console = Console()
     if len(done) < plan.num_shards:
         with connect() as cluster:
             plans.claim(store, plan)  # only now: without a cluster nothing is left behind
+            metrics = Metrics(plan.kind, store.url)
+
+            def report(progress: Progress, last: bool) -> None:
+                console.show(progress, last)
+                metrics.show(progress, last)
+
             missing = (shard for shard in plan.shards() if shard.id not in done)
             try:
                 run_shards(missing, start_workers(cluster), progress, stall_seconds=stall_seconds, report=report)
             finally:
                 _keep_failures(store, progress.failures)
+        if progress.retried:  # workers that were killed while they wrote
+            store.remove_orphans()
     else:
-        report(progress)
+        console.show(progress, last=True)
     summary = _summarise(plan, store)
     store.write("summary.json", (json.dumps(dataclasses.asdict(summary), indent=2) + "\n").encode())
     store.write("README.md", card(summary).encode())

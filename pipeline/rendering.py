@@ -17,9 +17,9 @@ from pipeline.dataset import SplatDataset
 from pipeline.indices import Indices
 from pipeline.plan import RenderPlan, Shard
 from pipeline.production import Summary, commit, produce
-from pipeline.scheduling import TaskWorkers
 from pipeline.sinks import ENCODINGS, OUTPUTS, encode
 from pipeline.store import Record, Store
+from pipeline.workers import TaskWorkers
 
 # At most so many pixels are floating point numbers at once; larger pictures are drawn in bands.
 PIXELS_AT_ONCE = 1 << 22
@@ -90,13 +90,12 @@ def render(
 
     def start_workers(cluster: Cluster) -> TaskWorkers:
         use_gpu = cluster.has_gpu(device)
-        room = cluster.gpus * TASKS_PER_GPU if use_gpu else cluster.cpus / plan.threads
-        limit = workers or max(1, int(room))
-        options = {"num_cpus": cluster.cpu_share(limit, plan.threads)}
+        options = {"num_cpus": cluster.cpu_share(workers or 1, plan.threads)}
         if use_gpu:
             options["num_gpus"] = 1 / TASKS_PER_GPU
         task = render_task.options(**options)
         where = "cuda" if use_gpu else "cpu"
-        return TaskWorkers(lambda shard: task.remote(source, plan, shard, store, where), limit)
+        capacity = cluster.capacity(workers, **options)
+        return TaskWorkers(lambda shard: task.remote(source, plan, shard, store, where), capacity)
 
     return produce(plan, store, start_workers, partial(pictures_card, plan), stall_seconds=stall_seconds)

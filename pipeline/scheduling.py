@@ -1,112 +1,69 @@
-"""The one scheduler: shards over Ray tasks or actors in a bounded window, with retries, progress and a stall guard.
+"""The one scheduler: shards over workers in a bounded window, with retries, progress and a stall guard.
 
 The work on a shard must be repeatable: a shard may run more than once (a worker dies after its commit, say), and the
-second run writes the same bytes to the same names.
+second run writes the same bytes to the same names. Nothing here knows Ray: `pipeline.workers` does.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import ray
-import ray.exceptions
-from ray import ObjectRef
+from typing import Protocol
 
 from models.errors import UserError
 from pipeline.plan import Shard
 from pipeline.progress import Progress
-from pipeline.store import Record
+
+WAIT_SECONDS = 0.2  # signals are answered between waits
+SHOWN = 5  # shards that a message names
+
+
+class Result(Protocol):
+    """What work on a shard gives: a commit record, say."""
+
+    @property
+    def rows(self) -> int:
+        """How many pictures it is about."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How one attempt ended: with a result, or with a reason. `shard` is None for a worker that could not start."""
+
+    shard: Shard | None
+    result: Result | None = None
+    reason: str = ""
+    lost: bool = False  # the process is gone, with its machine perhaps: it may have been none of the shard's doing
+    final: bool = False  # the reason is the user's to mend: trying again is pointless
 
 
 class Workers(Protocol):
-    """Where shards are worked on: submits at most `limit` at once; every reference resolves to a Record."""
+    """Where shards are worked on."""
 
-    limit: int
+    def room(self, wanted: int) -> int:
+        """How many shards may be submitted now, where `wanted` more are to be done; grows and shrinks what is held."""
 
-    def submit(self, shard: Shard) -> ObjectRef:
-        """Start work on a shard."""
+    def submit(self, shard: Shard) -> None:
+        """Start work on a shard. Only where there is room."""
 
-    def release(self, ref: ObjectRef, healthy: bool) -> None:
-        """Take note that a submitted reference is finished; not `healthy`: its process is not to be used again."""
+    def wait(self, seconds: float) -> list[Ended]:
+        """Wait, at most so long, until an attempt ends; all that have ended."""
 
-    def rest(self) -> None:
-        """Nothing is left to submit for now: give back what is held for it."""
+    def count(self) -> int:
+        """How many workers are up."""
 
     def close(self) -> None:
         """Give back what is held; work in flight is dropped."""
 
 
-class TaskWorkers:
-    """Ray tasks: `start(shard)` submits one. They must be made with max_retries=0, the scheduler retries."""
-
-    def __init__(self, start: Callable[[Shard], ObjectRef], limit: int) -> None:
-        self.limit = limit
-        self._start = start
-        self._running: set[ObjectRef] = set()
-
-    def submit(self, shard: Shard) -> ObjectRef:
-        """Start work on a shard."""
-        ref = self._start(shard)
-        self._running.add(ref)
-        return ref
-
-    def release(self, ref: ObjectRef, healthy: bool) -> None:
-        """Forget a finished task."""
-        self._running.discard(ref)
-
-    def rest(self) -> None:
-        """Tasks hold nothing while idle."""
-
-    def close(self) -> None:
-        """Cancel what still runs."""
-        for ref in self._running:
-            ray.cancel(ref, force=True)
-
-
-class ActorWorkers:
-    """Ray actors with a method `work(shard)`, one shard at a time each; started when needed, replaced when lost."""
-
-    def __init__(self, start: Callable[[], Any], limit: int) -> None:
-        self.limit = limit
-        self._start = start
-        self._idle: list[Any] = []
-        self._busy: dict[ObjectRef, Any] = {}
-
-    def submit(self, shard: Shard) -> ObjectRef:
-        """Give a shard to an idle actor, or to a new one."""
-        actor = self._idle.pop() if self._idle else self._start()
-        ref = actor.work.remote(shard)
-        self._busy[ref] = actor
-        return ref
-
-    def release(self, ref: ObjectRef, healthy: bool) -> None:
-        """Keep a healthy actor for the next shard. An unhealthy one may hold a broken GPU context: end it."""
-        actor = self._busy.pop(ref)
-        if healthy:
-            self._idle.append(actor)
-        else:
-            ray.kill(actor)
-
-    def rest(self) -> None:
-        """End the idle actors; another shard would start a new one."""
-        while self._idle:
-            ray.kill(self._idle.pop())
-
-    def close(self) -> None:
-        """End all actors."""
-        for actor in [*self._idle, *self._busy.values()]:
-            ray.kill(actor)
-
-
 @dataclass
 class _Attempt:
     shard: Shard
-    number: int
-    started: float
+    raised: int = 0
+    lost: int = 0
+    started: float = 0.0
 
 
 def run_shards(
@@ -115,93 +72,97 @@ def run_shards(
     progress: Progress,
     *,
     max_attempts: int = 3,
+    max_losses: int = 10,
     stall_seconds: float = 3600.0,
-    report: Callable[[Progress], None] = print,
-    report_seconds: float = 10.0,
+    report: Callable[[Progress, bool], None],
 ) -> None:
-    """Work on every shard; `progress` is kept up to date and given to `report` every `report_seconds` and at the end.
+    """Work on every one of the `progress.shards - progress.done` shards; `report(progress, last)` sees every turn.
 
-    A shard that fails is tried again, up to `max_attempts` times; one that fails with a UserError is not, since it
-    would fail again. What can be finished is finished; then a UserError lists the shards that failed and why. If no
-    shard ends for `stall_seconds`, a UserError names the shards that are stuck.
+    A shard that fails is tried again: up to `max_attempts` times if its work raises, up to `max_losses` times if its
+    process is lost (machines leave; but a shard may also be what kills its process). One that fails with a UserError
+    is not, since it would fail again. What can be finished is finished; then a UserError lists the shards that failed
+    and why. A UserError also ends the run if workers cannot start, and, naming the shards that are stuck, if no shard
+    ends for `stall_seconds`. Holds the shards in flight and those that failed, whatever the number of shards.
     """
-    waiting: Iterator[Shard] = iter(shards)
-    again: deque[tuple[Shard, int]] = deque()
-    running: dict[ObjectRef, _Attempt] = {}
-    last_end = last_report = time.monotonic()
+    fresh = (_Attempt(shard) for shard in shards)
+    again: deque[_Attempt] = deque()
+    running: dict[int, _Attempt] = {}
+    starts = 0  # that failed since the last shard ended
+    last_end = time.monotonic()
     try:
         while True:
-            while len(running) < workers.limit:
-                shard, number = again.popleft() if again else (next(waiting, None), 1)
-                if shard is None:
-                    # What is idle holds CPUs or a GPU that a worker still waiting to start may need.
-                    workers.rest()
-                    break
-                running[workers.submit(shard)] = _Attempt(shard, number, time.monotonic())
-            if not running:
+            wanted = progress.shards - progress.done - len(progress.failures) - len(running)
+            room = workers.room(wanted)
+            for _ in range(min(room, wanted)):
+                attempt = again.popleft() if again else next(fresh)
+                attempt.started = time.monotonic()
+                running[attempt.shard.id] = attempt
+                workers.submit(attempt.shard)
+            if not wanted and not running:
                 break
-            timeout = min(report_seconds, stall_seconds) / 2
-            ended, _ = ray.wait(list(running), num_returns=1, timeout=timeout, fetch_local=False)
+            ended = workers.wait(min(WAIT_SECONDS, stall_seconds / 2))
             now = time.monotonic()
-            for ref in ended:
-                last_end = now
-                attempt = running.pop(ref)
-                reason, final = _outcome(ref, workers, progress)
-                if reason and not final and attempt.number < max_attempts:
-                    progress.retried += 1
-                    again.append((attempt.shard, attempt.number + 1))
-                elif reason:
-                    tried = "" if final else f" ({attempt.number} attempts)"
-                    progress.failures[attempt.shard.name] = reason + tried
-            if running and now - last_end > stall_seconds:
+            for end in ended:
+                if end.shard is None:
+                    starts += 1
+                    if end.final or starts >= max_losses:
+                        raise UserError(_no_workers(end.reason, progress))
+                    continue
+                last_end, starts = now, 0
+                _settle(running.pop(end.shard.id), end, progress, again, max_attempts, max_losses)
+            progress.running, progress.workers = len(running), workers.count()
+            if now - last_end > stall_seconds:
                 raise UserError(_stalled(running.values(), now, stall_seconds))
-            if running and now - last_report >= report_seconds:
-                report(progress)
-                last_report = now
+            report(progress, False)
     finally:
         workers.close()
-        report(progress)
+        progress.running = progress.workers = 0
+        report(progress, True)
     if progress.failures:
         raise UserError(_failed(progress))
 
 
-def _outcome(ref: ObjectRef, workers: Workers, progress: Progress) -> tuple[str, bool]:
-    """Count an ended attempt: ("", _) if it succeeded, else the reason and whether trying again is pointless."""
-    try:
-        record: Record = ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        wrong_input = isinstance(cause, UserError)
-        workers.release(ref, healthy=wrong_input)
-        return _one_line(str(cause) if wrong_input else f"{type(cause).__name__}: {cause}"), wrong_input
-    except ray.exceptions.RayError as error:  # the process, its actor or its node is gone
-        workers.release(ref, healthy=False)
-        return _one_line(f"{type(error).__name__}: {error}"), False
-    workers.release(ref, healthy=True)
-    progress.done += 1
-    progress.pictures += record.rows
-    progress.new_pictures += record.rows
-    return "", False
+def _settle(
+    attempt: _Attempt,
+    end: Ended,
+    progress: Progress,
+    again: deque[_Attempt],
+    max_attempts: int,
+    max_losses: int,
+) -> None:
+    """Count an ended attempt, and put its shard where it belongs."""
+    if end.result is not None:
+        progress.add(end.result.rows)
+        return
+    attempt.lost += end.lost
+    attempt.raised += not end.lost
+    if not end.final and attempt.raised < max_attempts and attempt.lost < max_losses:
+        progress.retried += 1
+        again.append(attempt)
+    else:
+        tried = "" if end.final else f" ({attempt.raised + attempt.lost} attempts)"
+        progress.failures[attempt.shard.name] = end.reason + tried
 
 
 def _failed(progress: Progress) -> str:
     names = list(progress.failures)
-    shown = "; ".join(f"{name}: {progress.failures[name]}" for name in names[:5])
-    more = f"; and {len(names) - 5} more" if len(names) > 5 else ""
+    shown = "; ".join(f"{name}: {progress.failures[name]}" for name in names[:SHOWN])
+    more = f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return (
         f"{len(names)} of {progress.shards} shards failed, {progress.done} are done ({shown}{more});"
         " the same command tries the rest again"
     )
 
 
+def _no_workers(reason: str, progress: Progress) -> str:
+    return f"no worker can start ({reason}); {progress.done} of {progress.shards} shards are done"
+
+
 def _stalled(attempts: Iterable[_Attempt], now: float, seconds: float) -> str:
-    stuck = ", ".join(f"{a.shard.name} (attempt {a.number}, for {now - a.started:.0f} s)" for a in attempts)
+    names = [f"{a.shard.name} (attempt {a.raised + a.lost + 1}, for {now - a.started:.0f} s)" for a in attempts]
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    stuck = f"stuck: {', '.join(names[:SHOWN])}{more}" if names else "no worker has started"
     return (
-        f"no shard ended for {seconds:.0f} s; stuck: {stuck}; see that the cluster has free CPUs or GPUs,"
+        f"no shard ended for {seconds:.0f} s; {stuck}; see that the cluster has free CPUs or GPUs,"
         " or allow more time with --stall-minutes; the same command continues"
     )
-
-
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 300 else f"{line[:297]}..."

@@ -24,8 +24,10 @@ import ray
 import torch
 import torch.distributed as dist
 from ray import train as ray_train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, ControllerError, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device
+from ray.train.v2.api.config import FailureConfig
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from models import checkpoint
 from models.errors import UserError
@@ -36,10 +38,11 @@ from pipeline.recipe import Budget, Recipe
 from pipeline.store import Store
 from pipeline.trainer import train
 from pipeline.training_set import check, load
-from pipeline.training_state import State, weights_name
+from pipeline.training_state import DamagedCheckpoint, State, weights_name
 
 KEPT = 2
 RETRIES = 3  # of the whole group of workers, when one of them dies
+WAITS = 15  # of a minute each, over the whole run, for machines with room for the group
 HELDOUT = 512  # photographs whose loss is measured at every checkpoint
 HOST_SHARE = 0.5  # part of a machine's memory that photographs may take; more of them are mapped from files
 README = """A training run of splatcats. `weights.safetensors` holds the averaged weights of the last checkpoint, for
@@ -67,12 +70,14 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
     """Train on the connected cluster and return what the last checkpoint reported.
 
     Raises UserError for what the user can mend: photographs, perceptual weights, another recipe in `out`, a loss
-    that is not finite.
+    that is not finite, workers that keep dying, machines that do not come.
     """
     store = Store(settings.out)
     storage, _, name = store.url.rpartition("/")
     actor: Any = ray.remote(Board)
-    board = actor.options(num_cpus=0).remote()
+    # Beside the driver: on another machine it could die while training survives.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board = actor.options(num_cpus=0, scheduling_strategy=here).remote()
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"settings": settings, "store": store, "board": board},
@@ -85,13 +90,18 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
             name=name,
             storage_path=storage or "/",
             checkpoint_config=CheckpointConfig(num_to_keep=KEPT),
-            failure_config=FailureConfig(max_failures=RETRIES),
+            failure_config=FailureConfig(max_failures=RETRIES, controller_failure_limit=WAITS),
         ),
     )
     with ThreadPoolExecutor(1) as reader:
         shown = reader.submit(show, board)
         try:
             metrics = trainer.fit().metrics or {}
+        except TrainingFailedError as error:
+            reason = explain(error, settings)
+            if reason is None:
+                raise
+            raise UserError(f"{reason}; the same command continues from the last checkpoint") from None
         finally:
             board.close.remote()
             shown.result()
@@ -144,10 +154,9 @@ def _worker(config: Mapping[str, Any]) -> None:
             heldout = load(settings.photos, heldout=True, detail=None).small[:HELDOUT] if has_heldout else None
             start = checkpoint.load(settings.weights) if settings.weights else None
             state = State.new(settings.recipe, device, start)
-            last = ray_train.get_checkpoint()
-            if last:
-                with last.as_directory() as folder:
-                    state.restore(Path(folder), settings.recipe)
+            for note in resume(state, settings.recipe):
+                if rank == 0:
+                    board.post.remote(note)
         pictures = Pictures(photographs, device)
         with tempfile.TemporaryDirectory() as work:
             train(
@@ -165,6 +174,40 @@ def _worker(config: Mapping[str, Any]) -> None:
     except UserError as error:
         # A mistake is not a fault to be retried: end every rank in good order and let the driver say it.
         ray.get(board.stop.remote(str(error)))
+
+
+def resume(state: State, recipe: Recipe) -> Iterator[str]:
+    """Restore the latest checkpoint of the run that is whole, if it has any; yield a line for each that is not.
+
+    To be called on every rank. Raises UserError if all are damaged, or made with another recipe.
+    """
+    kept = [reported.checkpoint for reported in ray_train.get_all_reported_checkpoints()]
+    for last in reversed(kept):
+        try:
+            with last.as_directory() as folder:
+                return state.restore(Path(folder), recipe)
+        except DamagedCheckpoint as damage:
+            yield f"the checkpoint {last.path} is damaged ({damage}): continuing from the one before it"
+    if kept:
+        raise UserError(f"every checkpoint in {Path(kept[-1].path).parent} is damaged: train into another --out")
+    return None
+
+
+def explain(error: TrainingFailedError, settings: Run) -> str | None:
+    """What ended training, where that is no bug of ours: in one line, with a remedy."""
+    if isinstance(error, ControllerError):
+        if "StartupTimeout" not in type(error.controller_failure).__name__:
+            return None
+        return (
+            f"the cluster had no room for {settings.workers} workers in {WAITS} minutes: give fewer --workers, or"
+            " machines"
+        )
+    text = str(error)
+    if "OutOfMemoryError" in text:
+        return "the GPU's memory is too small: give a smaller --batch and another --out, or more --workers"
+    if "ActorDiedError" in text or "ActorUnavailableError" in text:
+        return f"a worker died {RETRIES + 1} times (killed, its machine gone, or out of memory)"
+    return None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -19,6 +20,10 @@ from models.denoiser import Denoiser
 from models.errors import UserError
 from pipeline.augmentation import AugmentedDenoiser
 from pipeline.recipe import Recipe
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint whose files are not there, or not whole."""
 
 
 @dataclass
@@ -76,8 +81,15 @@ class State:
         (folder / "history.json").write_text(json.dumps(self.history))
 
     def restore(self, folder: Path, recipe: Recipe) -> None:
-        """Read what `save` wrote. Raises UserError where the recipe differs, naming the fields."""
-        about = json.loads((folder / "state.json").read_text())
+        """Read what `save` wrote. Raises UserError where the recipe differs, naming the fields.
+
+        Raises DamagedCheckpoint, with the state as it was, for files that cannot be read.
+        """
+        try:
+            about = json.loads((folder / "state.json").read_text())
+            tensors = load_file(folder / "state.safetensors")
+        except (FileNotFoundError, ValueError, SafetensorError) as error:
+            raise DamagedCheckpoint(" ".join(str(error).split())) from None
         ours, theirs = flat(json.loads(json.dumps(asdict(recipe)))), flat(about["recipe"])
         changed = [
             f"{key} was {theirs.get(key)}, now {ours.get(key)}"
@@ -87,7 +99,6 @@ class State:
         if changed:
             raise UserError(f"the run in --out has another recipe: {'; '.join(changed)}; give another --out")
         self.step, self.seconds, self.history = about["step"], about["seconds"], about["history"]
-        tensors = load_file(folder / "state.safetensors")
         for name, module in self.modules().items():
             start = f"{name}."
             module.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})

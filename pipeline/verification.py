@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 import torch
@@ -21,10 +20,11 @@ from pipeline import plan as plans
 from pipeline.cluster import Cluster, connect
 from pipeline.plan import DATA, GenerationPlan, Plan, RenderPlan, Shard, shard_name
 from pipeline.production import FAILURES_FILE
-from pipeline.progress import Progress
+from pipeline.progress import Console, Progress
 from pipeline.records import RECORDS, Record, disagreement, record_name, shard_of_record
-from pipeline.scheduling import TaskWorkers, run_shards
+from pipeline.scheduling import Ended, run_shards
 from pipeline.store import Store
+from pipeline.workers import TaskWorkers
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,6 @@ def verify(
     *,
     found: Callable[[Finding], None],
     stall_seconds: float = 3600.0,
-    report: Callable[[Progress], None] = lambda progress: print(progress, flush=True),
 ) -> tuple[Plan, int, set[int]]:
     """Read the dataset at `store` whole and give what is wrong to `found`, one finding at a time.
 
@@ -78,7 +77,10 @@ def verify(
     if shards:
         with connect() as cluster:
             workers = _Verifiers(store, plan, cluster, take)
-            run_shards(map(plan.shard, sorted(shards)), workers, progress, stall_seconds=stall_seconds, report=report)
+            console = Console()
+            run_shards(
+                map(plan.shard, sorted(shards)), workers, progress, stall_seconds=stall_seconds, report=console.show
+            )
     return plan, findings, bad
 
 
@@ -179,16 +181,17 @@ def _verify_task(store: Store, plan: Plan, shard: Shard) -> Verdict:
 
 
 class _Verifiers(TaskWorkers):
-    """Tasks that judge shards, as many at once as the cluster has CPUs; what they find goes to `take`."""
+    """Tasks that judge shards; what they find goes to `take`."""
 
     def __init__(self, store: Store, plan: Plan, cluster: Cluster, take: Callable[[Finding], None]) -> None:
-        super().__init__(lambda shard: _verify_task.remote(store, plan, shard), max(1, int(cluster.cpus)))
+        super().__init__(lambda shard: _verify_task.remote(store, plan, shard), cluster.capacity(None, num_cpus=1))
         self._take = take
 
-    def release(self, ref: Any, healthy: bool) -> None:
-        """Take what a finished task has found."""
-        super().release(ref, healthy)
-        if healthy:
-            verdict: Verdict = ray.get(ref)
-            for finding in verdict.findings:
-                self._take(finding)
+    def wait(self, seconds: float) -> list[Ended]:
+        """Take what tasks that have ended have found."""
+        ended = super().wait(seconds)
+        for end in ended:
+            if isinstance(end.result, Verdict):
+                for finding in end.result.findings:
+                    self._take(finding)
+        return ended

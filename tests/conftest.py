@@ -5,9 +5,12 @@ import os
 # Before Ray is imported anywhere: its tokens would outlive the tests in the user's home folder.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# As the commands do, but whichever module imports Ray first: no Ray of the tests listens to other machines.
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 # Ray Train looks after its workers every two seconds otherwise, and every run of the tests would wait for that.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
+import contextlib
 import socket
 import time
 from pathlib import Path
@@ -46,9 +49,30 @@ def ray_cluster():
         log_to_driver=False,
         logging_level="ERROR",
         object_store_memory=128 * 2**20,
+        _system_config={"metrics_report_interval_ms": 500},
     )
     yield ray
     ray.shutdown()
+
+
+@pytest.fixture
+def cluster():
+    """A Ray cluster of several nodes on this machine, for commands that join it by RAY_ADDRESS.
+
+    The head has no CPU for work; nodes are added and removed by the test.
+    """
+    from ray.cluster_utils import Cluster
+
+    os.environ.pop("RAY_ADDRESS", None)
+    # A node that is gone is taken for dead after 3 s; Ray's own settings wait for half a minute.
+    settings = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 6}
+    found = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 0, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+        | {"_system_config": settings},
+    )
+    yield found
+    found.shutdown()
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +121,18 @@ def vgg_file(vgg_weights, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
     save_file(vgg_weights, path)
     return path
+
+
+def ray_workers(title: str) -> set[int]:
+    """Processes of the Ray nodes that this process started: children of its raylets, whose title has these words."""
+    parents, titles = {}, {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                titles[int(entry.name)] = (entry / "cmdline").read_text()
+    raylets = {pid for pid, parent in parents.items() if parent == os.getpid()}
+    return {pid for pid, words in titles.items() if parents[pid] in raylets and title in words}
 
 
 def wait_for_session_end(session: int) -> None:

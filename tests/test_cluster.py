@@ -1,11 +1,13 @@
 """What is asked of a cluster of a given size."""
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from conftest import session_of
 
 from models.errors import UserError
 from pipeline.cluster import Cluster
@@ -52,3 +54,46 @@ def test_an_address_without_a_cluster_is_named_in_one_line(tiny_weights, tmp_pat
     assert done.returncode == 1
     assert f"RAY_ADDRESS={address} " in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_private_ray_listens_to_this_machine_alone():
+    # A process of its own, as a command starts it; its session's sockets are those of its Ray.
+    code = "import jobs, sys; from pipeline.cluster import connect\n"
+    code += "with connect(): print('up', flush=True); sys.stdin.read()"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ENABLE")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[1],
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout.readline() == b"up\n"
+        addresses = listening_addresses(process.pid)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+        process.wait()
+    # Little-endian words in hexadecimal: 127.0.0.1, and the same within IPv6.
+    assert len(addresses) > 0
+    assert addresses <= {"0100007F", "0000000000000000FFFF00000100007F"}
+
+
+def listening_addresses(session: int) -> set[str]:
+    """The addresses at which the processes of a session listen, as the kernel writes them."""
+    sockets = set()
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and session_of(entry) == session:
+            for descriptor in (entry / "fd").iterdir():
+                with contextlib.suppress(OSError):
+                    sockets.add(os.readlink(descriptor))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+            _, local, _, state, *others = line.split()
+            if state == "0A" and f"socket:[{others[5]}]" in sockets:
+                found.add(local.split(":")[0])
+    return found

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,29 @@ def test_a_billion_pictures_cost_no_memory():
     plan = dataclasses.replace(PLAN, count=10**9, shard_size=10_000)
     assert plan.num_shards == 100_000
     assert plan.shard(99_999).indices == Indices((range(999_990_000, 10**9),))
+
+
+def test_a_shard_of_scattered_pictures_is_found_without_reading_them_all():
+    chosen = [3 * i + j for i in range(10_000) for j in (0, 1)]
+    plan = RenderPlan(
+        shard_size=3,
+        source="",
+        seed=0,
+        indices=str(Indices.parse(",".join(map(str, chosen)))),
+        width=8,
+        height=8,
+        kernel="wavelet",
+        neighbourhood=3,
+        view="colour",
+        output="files",
+        encoding="png",
+        quality=0,
+        threads=1,
+    )
+    started = time.process_time()
+    found = [index for shard in plan.shards() for index in shard.indices]
+    assert time.process_time() - started < 5  # 0.2 s when this was written; 100 s if the text is read every time
+    assert found == chosen
 
 
 def test_the_same_plan_is_found_again_and_never_rewritten(tmp_path):

@@ -22,7 +22,7 @@ from pipeline.batches import Pictures, crop, make_batch
 from pipeline.recipe import Budget, Recipe, learning_rate
 from pipeline.trainer import train
 from pipeline.training_set import TrainingSet, load
-from pipeline.training_state import State
+from pipeline.training_state import DamagedCheckpoint, State
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(
@@ -146,6 +146,30 @@ def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
     wider = Recipe(**vars(RECIPE) | {"model": DenoiserConfig(splats_per_patch=4, width=32, blocks=1, heads=2)})
     with pytest.raises(UserError, match=r"another recipe: model\.width was 16, now 32; give another --out"):
         State.new(wider, CPU).restore(tmp_path, wider)
+
+
+def test_a_damaged_checkpoint_is_told_from_a_good_one_and_changes_nothing(
+    photographs: TrainingSet, tmp_path: Path
+) -> None:
+    run(photographs, Reports(tmp_path), tmp_path / "work", Budget(steps=1, save_every=1))
+    folder = tmp_path / "step-1"
+    whole = (folder / "state.safetensors").read_bytes()
+    state = State.new(RECIPE, CPU)
+    before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    for damage in (whole[:-100], whole[:50], b""):
+        (folder / "state.safetensors").write_bytes(damage)
+        with pytest.raises(DamagedCheckpoint):
+            state.restore(folder, RECIPE)
+    (folder / "state.safetensors").write_bytes(whole)
+    about = (folder / "state.json").read_text()
+    (folder / "state.json").write_text(about[:-10])
+    with pytest.raises(DamagedCheckpoint):
+        state.restore(folder, RECIPE)
+    assert state.step == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.model.state_dict().items())
+    (folder / "state.json").write_text(about)
+    state.restore(folder, RECIPE)
+    assert state.step == 1
 
 
 def test_batches_depend_on_seed_step_and_rank_alone_wherever_the_pictures_lie(photographs: TrainingSet) -> None:

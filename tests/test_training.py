@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import wait_for_session_end
+from conftest import ray_workers, wait_for_session_end
 
 from jobs import cli
 from jobs import train as job
@@ -96,6 +96,71 @@ def test_two_workers_learn_and_continue_after_a_kill(ray_cluster, prepared_cats,
     assert "model.width was 48, now 56; give another --out" in output.err
     assert output.err.count("\n") == 1
     assert (out / "weights.safetensors").read_bytes() == kept
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_is_said_and_the_one_before_it_continued(ray_cluster, prepared_cats, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert command(*arguments(prepared_cats, out)) == 0
+    _, newer = sorted(out.glob("checkpoint_2*"))
+    state = (newer / "state.safetensors").read_bytes()
+    (newer / "state.safetensors").write_bytes(state[:-1000])
+    capsys.readouterr()
+    assert command(*arguments(prepared_cats, out, "--steps", str(STEPS + SAVE))) == 0
+    output = capsys.readouterr()
+    assert f"the checkpoint {newer} is damaged (" in output.out
+    assert f"trained {STEPS + SAVE} steps" in output.out
+    history = [entry["step"] for entry in json.loads((out / "history.json").read_text())]
+    assert history == list(range(REPORT, STEPS + SAVE + 1, REPORT))
+
+    for folder in out.glob("checkpoint_2*"):
+        (folder / "state.json").write_text("{")
+    assert command(*arguments(prepared_cats, out, "--steps", str(STEPS + 2 * SAVE))) == 1
+    output = capsys.readouterr()
+    assert output.err == f"error: every checkpoint in {out} is damaged: train into another --out\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_worker_and_a_machine_that_die_cost_no_step(cluster, prepared_cats, tmp_path):
+    out, steps = tmp_path / "run", 96
+    for _ in range(2):
+        leaves = cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.train", *arguments(prepared_cats, out, "--steps", str(steps))],
+        cwd=ROOT,
+        env={**os.environ, "RAY_ADDRESS": cluster.address, "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "10"},
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        seen = last_sheet(out, process, after="")
+        os.kill(ray_workers("RayTrainWorker").pop(), signal.SIGKILL)
+        seen = last_sheet(out, process, after=seen)
+        cluster.remove_node(leaves, allow_graceful=False)
+        cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+        told, errors = process.communicate(timeout=250)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 0, errors
+    assert f"trained {steps} steps" in told
+    history = [entry["step"] for entry in json.loads((out / "history.json").read_text())]
+    assert history == list(range(REPORT, steps + 1, REPORT))
+    assert checkpoint.load(out / "weights.safetensors").config.width == 48
+
+
+def last_sheet(out: Path, process: subprocess.Popen, after: str) -> str:
+    """Wait for a checkpoint's sheet later than `after`, and for Ray to count the checkpoint; the sheet's name."""
+    deadline = time.monotonic() + 200
+    while (last := max((path.name for path in out.glob("sheets/step-*.png")), default="")) <= after:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    first_checkpoint(out, process)
+    return last
 
 
 def one_fails(number: int) -> None:

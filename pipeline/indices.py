@@ -24,6 +24,11 @@ class Indices:
         return cls((range(count),) if count else ())
 
     @classmethod
+    def of(cls, numbers: Iterable[int]) -> Indices:
+        """The set of these numbers, given in any order and any number of times."""
+        return cls(_merge(range(number, number + 1) for number in numbers))
+
+    @classmethod
     def parse(cls, text: str) -> Indices:
         """Read inclusive ranges and single indices separated by commas; UserError for anything else."""
         ranges = []

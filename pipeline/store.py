@@ -103,9 +103,9 @@ class Store:
         """The contents of a file; FileNotFoundError if it is not there."""
         return self._fs.cat_file(self._full(name))
 
-    def open(self, name: str) -> BinaryIO:
-        """Open a file for reading at random positions."""
-        return self._fs.open(self._full(name), "rb")
+    def open(self, name: str, *, buffered: bool = True) -> BinaryIO:
+        """Open a file for reading at random positions. Not buffered, a remote one is asked for what is read alone."""
+        return self._fs.open(self._full(name), "rb", **({} if buffered else {"cache_type": "none"}))
 
     @contextlib.contextmanager
     def create(self, name: str) -> Iterator[Output]:

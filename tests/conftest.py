@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models import checkpoint
+from models import checkpoint, sampler
 from models.denoiser import Denoiser, DenoiserConfig
 from models.vgg import STAGES
 from pipeline.preparation import prepare
@@ -54,6 +54,23 @@ def make_weights(config: DenoiserConfig, seed: int = 0) -> bytes:
     with torch.no_grad():
         denoiser.head.weight.normal_(std=0.05)
     return checkpoint.dump(denoiser.state_dict(), config, precision="float32", about={})
+
+
+@pytest.fixture(scope="session")
+def cat_fields():
+    """A function: the float32 splat fields of the first so many cats of the bundled weights, in a few calls each."""
+    denoiser = checkpoint.load(checkpoint.PRETRAINED)
+    made = torch.empty(0)
+
+    def fields(count: int) -> torch.Tensor:
+        nonlocal made
+        if len(made) < count:
+            noise = sampler.noise(0, range(len(made), count), *denoiser.size)
+            parts = [sampler.sample(denoiser, part, steps=4, solver="deis") for part in noise.split(16)]
+            made = torch.cat([made, *parts]) if len(made) else torch.cat(parts)
+        return made[:count]
+
+    return fields
 
 
 @pytest.fixture(scope="session")

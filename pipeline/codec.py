@@ -1,7 +1,7 @@
 """How a splat field is kept in the columns of a shard: plain float16, or compact integers with a documented meaning.
 
 `float16` is one column `splats`: what everybody can read at once. `compact` is a column of small integers for each
-parameter, about a quarter of the bytes, at a precision that pictures do not show. Both are defined by what is written
+parameter, a third of the bytes, at a precision that pictures do not show. Both are defined by what is written
 here and nothing else: no table is learned from data, so a row means the same in every file.
 """
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 from models.splats import LIMITS, PARAMETERS
 from pipeline.plan import GenerationPlan
 
-# Such that rounding each parameter costs a picture about the same, 59 to 61 dB: measured by drawing fields with one
+# Such that rounding each parameter costs a picture about the same, 59 to 60 dB: measured by drawing fields with one
 # parameter rounded at a time. Scales are rounded as logarithms.
 UNITS = {
     "u": 1 / 128,

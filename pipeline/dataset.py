@@ -107,7 +107,7 @@ class SplatDataset:
     def __init__(self, url: str) -> None:
         self.store = Store(url)
         self.plan = plans.load(self.store, GenerationPlan)
-        check_name("precision", self.plan.precision, CODECS)
+        check_name(f"precision of {self.store.url}:", self.plan.precision, CODECS)
         self._remember()
 
     def _remember(self) -> None:

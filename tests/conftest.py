@@ -8,6 +8,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray Train looks after its workers every two seconds otherwise, and every run of the tests would wait for that.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
+import functools
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from jobs import cli, generate
 from models import checkpoint, sampler
 from models.denoiser import Denoiser, DenoiserConfig
 from models.vgg import STAGES
@@ -54,6 +56,21 @@ def make_weights(config: DenoiserConfig, seed: int = 0) -> bytes:
     with torch.no_grad():
         denoiser.head.weight.normal_(std=0.05)
     return checkpoint.dump(denoiser.state_dict(), config, precision="float32", about={})
+
+
+@pytest.fixture(scope="session")
+def stored_cats(ray_cluster, tiny_weights, tmp_path_factory):
+    """A function: the dataset of 230 generated cats stored with a precision, in two shards."""
+
+    @functools.cache
+    def folder(precision: str) -> Path:
+        out = tmp_path_factory.mktemp(precision) / "splats"
+        options = ["--out", str(out), "--weights", str(tiny_weights), "--count", "230", "--steps", "1"]
+        options += ["--shard-size", "150", "--precision", precision]
+        assert cli.run(generate.Options, generate.main, options) == 0
+        return out
+
+    return folder
 
 
 @pytest.fixture(scope="session")

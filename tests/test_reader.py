@@ -15,7 +15,6 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from jobs import cli, generate
 from models.errors import UserError
 from models.rasterize import VIEWS, rasterize, to_uint8
 from pipeline import open_dataset
@@ -23,16 +22,12 @@ from pipeline.dataset import SplatDataset
 from pipeline.indices import Indices
 
 ROOT = Path(__file__).parents[1]
-COUNT, SHARD_SIZE = 230, 150  # row groups of 64, 64, 22, 64 and 16
+COUNT = 230  # in row groups of 64, 64, 22, and 64, 16
 
 
 @pytest.fixture(scope="module", params=["float16", "compact"])
-def splats(request, ray_cluster, tiny_weights, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp(request.param) / "splats"
-    options = ["--out", str(out), "--weights", str(tiny_weights), "--count", str(COUNT), "--steps", "1"]
-    options += ["--shard-size", str(SHARD_SIZE), "--precision", request.param]
-    assert cli.run(generate.Options, generate.main, options) == 0
-    return out
+def splats(request, stored_cats) -> Path:
+    return stored_cats(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -184,17 +179,15 @@ sys.stdout.buffer.write(cats.splats([12, 200]).numpy().tobytes())
     np.testing.assert_array_equal(read, fields[[12, 200]].numpy())
 
 
-def test_the_readme_does_what_it_says(splats, tmp_path, monkeypatch):
+def test_the_readme_does_what_it_says(stored_cats, tmp_path, monkeypatch):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    chosen = [block for block in blocks if "out/splats" in block]
-    assert len(chosen) == 3
+    chosen = [block for block in blocks if "open_dataset" in block or "read_table" in block]
+    assert len(chosen) >= 3
     (tmp_path / "out").mkdir()
-    (tmp_path / "out/splats").symlink_to(splats)
+    (tmp_path / "out/splats").symlink_to(stored_cats("float16"))
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in chosen:
-        if "read_table" in block and "compact" in str(splats):
-            continue  # shows the columns of float16
         exec(block, names)
     assert Image.open("cat.png").size == (1024, 1024)
     assert Image.open("views.png").width > 4 * 256

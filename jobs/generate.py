@@ -16,14 +16,14 @@ from models import checkpoint
 from models.errors import UserError, check_name
 from models.sampler import SCHEDULES, SOLVERS
 from pipeline.cluster import DEVICES
-from pipeline.dataset import values_per_picture
+from pipeline.codec import CODECS, Shape
 from pipeline.generation import ROLLOUT_COLUMNS, generate
 from pipeline.indices import LARGEST, Indices
 from pipeline.plan import GenerationPlan, power_of_two_size
 from pipeline.store import Store
 
-# Of the 2 bytes a number takes, zstd leaves this much, measured on 16 pictures of the bundled weights.
-COMPRESSED = 0.96
+# Measured on a file of 64 pictures of the bundled weights.
+SPLAT_BYTES = {"float16": 16.6, "compact": 5.4}
 # Sampling without storage with the bundled weights on one H100: 800 pictures of 16 network calls a second.
 CALLS_PER_SECOND = 16 * 800
 
@@ -52,6 +52,9 @@ class Options:
 
     schedule: str = "early"
     """When the calls are made: early (denser near the noise) or uniform."""
+
+    precision: str = "float16"
+    """How splats are stored: float16, or compact, rounded in a third of the bytes such that pictures do not show it."""
 
     shard_size: int | None = None
     """Pictures a file, 18 KB each; 64 to 4,096 (1.1 to 72 MB) by the number of pictures if not given."""
@@ -90,6 +93,7 @@ class Options:
             raise UserError(f"--stall-minutes {self.stall_minutes}: give a number above 0")
         check_name("solver", self.solver, SOLVERS)
         check_name("schedule", self.schedule, SCHEDULES)
+        check_name("precision", self.precision, CODECS)
         check_name("device", self.device, DEVICES)
         if self.rollout is not None:
             chosen = Indices.parse(self.rollout)
@@ -117,6 +121,7 @@ def make_plan(options: Options, weights: bytes) -> GenerationPlan:
         splats_per_patch=config.splats_per_patch,
         kernel=config.kernel,
         neighbourhood=config.neighbourhood,
+        precision=options.precision,
     )
 
 
@@ -142,13 +147,13 @@ def main(options: Options) -> None:
 
 def describe(plan: GenerationPlan) -> str:
     """What a plan will make, and the assumption behind the number of bytes."""
-    raw = 2 * values_per_picture(plan)
-    size = plan.count * raw * COMPRESSED
+    splats = Shape.of(plan).total
+    size = plan.count * splats * SPLAT_BYTES[plan.precision]
     hours = plan.count * plan.steps / CALLS_PER_SECOND / 3600
     return (
         f"{plan.num_shards:,} shards of up to {plan.shard_size:,} pictures, {plan.count:,} pictures,"
         f" {plan.count * plan.steps:,} network calls in batches of {plan.batch_size}\n"
-        f"about {size / 1e6:,.1f} MB, assuming that zstd leaves {COMPRESSED:.0%} of {raw:,} bytes of float16 a picture"
+        f"about {size / 1e6:,.1f} MB, assuming {SPLAT_BYTES[plan.precision]} bytes a splat, {splats:,} splats a picture"
         f"\nabout {hours:,.2g} GPU-hours, assuming {CALLS_PER_SECOND:,} network calls a second, which is sampling"
         " with the bundled weights on one H100"
     )

@@ -2,47 +2,66 @@
 
 from __future__ import annotations
 
-from models.splats import MEANINGS, PARAMETERS
-from pipeline.dataset import FORMULAS, LAYOUT, values_per_picture
+from models.splats import LIMITS, MEANINGS, PARAMETERS
+from pipeline.codec import CODECS, Shape
+from pipeline.dataset import FORMULAS, layout, schema
 from pipeline.plan import GenerationPlan, Plan, RenderPlan
 from pipeline.production import Summary
 
-_FRONT_MATTER = """---
-configs:
-- config_name: default
-  data_files: data/*.parquet
-tags:
-- splats
-- synthetic
----
-"""
 _TERMS = "Pictures made by a model inherit the terms of its weights: see the model card of the weights.\n"
+_SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
 
 
 def splats_card(plan: GenerationPlan, summary: Summary) -> str:
-    """The card of a generated dataset."""
-    parameters = "\n".join(f"| {i} | `{name}` | {MEANINGS[name]} |" for i, name in enumerate(PARAMETERS))
+    """The card of a generated dataset; its code reads what is beside it."""
+    shape = Shape.of(plan)
+    columns = "\n".join(f"| `{f.name}` | `{f.type}` |" for f in schema(plan))
+    parameters = "\n".join(
+        f"| `{name}` | {MEANINGS[name]} | {'{} to {}'.format(*LIMITS[name]) if name in LIMITS else 'any'} |"
+        for name in PARAMETERS
+    )
     formulas = "\n".join(f"- **{name}**: {text}" for name, text in FORMULAS.items())
-    return f"""{_FRONT_MATTER}
+    return f"""{_front_matter(f"{plan.count:,} cats as splats", summary, parquet=True)}
 # {plan.count:,} cats as splats
 
 {summary.pictures:,} generated pictures in {summary.shards:,} Parquet files, {summary.bytes / 1e6:,.1f} MB. Each is
 {plan.rows} x {plan.columns} patches of {plan.splats_per_patch} splats, to be drawn at any resolution, without the model
-that made them: `python -m jobs.render --splats . --out pictures --size 1024`.
+that made them: `python -m jobs.render --splats . --out pictures --size 1024`, or in Python, with splatcats installed,
 
-    datasets.load_dataset("parquet", data_files="data/*.parquet")
+```python
+from pipeline import open_dataset
 
-| column | type | |
-| --- | --- | --- |
-| `index` | int64 | number of the picture, 0 to {plan.count - 1} |
-| `splats` | list of {values_per_picture(plan)} float16 | {plan.rows} rows, {plan.columns} columns, \
-{plan.splats_per_patch} splats, {len(PARAMETERS)} numbers |
+picture = open_dataset(".")[0].draw(512)
+```
 
-{LAYOUT}
+## Reading without splatcats
 
-| | name | meaning |
+```python
+import datasets
+import numpy as np
+
+rows = datasets.load_dataset("parquet", data_files="data/*.parquet", split="train")
+row = rows[0]
+{CODECS[plan.precision].example(shape)}```
+
+`splats` is then an array of {plan.rows} rows, {plan.columns} columns, {plan.splats_per_patch} splats and \
+{len(PARAMETERS)} numbers. In SQL, with DuckDB:
+
+```sql
+SELECT * FROM 'data/*.parquet' WHERE index = 0
+```
+
+| column | type |
+| --- | --- |
+{columns}
+
+{layout(plan)}
+
+| parameter p | meaning | range |
 | --- | --- | --- |
 {parameters}
+
+## Drawing
 
 {formulas}
 
@@ -54,12 +73,12 @@ Made with the kernel `{plan.kernel}`, neighbourhood {plan.neighbourhood}. The sa
 
 def pictures_card(plan: RenderPlan, summary: Summary) -> str:
     """The card of a rendered dataset."""
-    if plan.output == "parquet":
-        front = _FRONT_MATTER
+    parquet = plan.output == "parquet"
+    if parquet:
         where = "Parquet files with the columns `index` and `image` (encoded bytes and a file name)"
     else:
-        front, where = "", "folders, one picture a file, named by its index"
-    return f"""{front}
+        where = "folders, one picture a file, named by its index"
+    return f"""{_front_matter(f"{summary.pictures:,} cats", summary, parquet=parquet)}
 # {summary.pictures:,} pictures drawn from splats
 
 {plan.width} x {plan.height} pixels, {plan.encoding}, kernel `{plan.kernel}`, view `{plan.view}`;
@@ -67,6 +86,23 @@ def pictures_card(plan: RenderPlan, summary: Summary) -> str:
 
 {_plan_section(plan)}
 {_TERMS}"""
+
+
+def _front_matter(name: str, summary: Summary, *, parquet: bool) -> str:
+    """What Hugging Face's Hub and `datasets` take from a card; the files are named only if `datasets` can read them."""
+    size = next((text for limit, text in _SIZES.items() if summary.pictures < limit), "n>10M")
+    files = "configs:\n- config_name: default\n  data_files: data/*.parquet\n" if parquet else ""
+    return f"""---
+pretty_name: {name}
+{files}size_categories:
+- {size}
+task_categories:
+- unconditional-image-generation
+tags:
+- splats
+- synthetic
+- cats
+---"""
 
 
 def _plan_section(plan: Plan) -> str:

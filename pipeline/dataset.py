@@ -1,12 +1,14 @@
 """Splats in Parquet: the schema with its explanation, splat fields to tables, and reading any of them back.
 
-Columns: `index`, and `splats`, one fixed-size list of float16 a picture. A row group is small, so that one picture is
-a small read; pages carry checksums, so that a flipped bit is an error and not a strange cat.
+Columns: `index`, and those of the plan's precision (see `pipeline.codec`). A row group is small, so that one picture
+is a small read; pages carry checksums, so that a flipped bit is an error and not a strange cat.
 """
 
 from __future__ import annotations
 
 import bisect
+import contextlib
+import functools
 import itertools
 import json
 from collections.abc import Iterator
@@ -18,18 +20,20 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from models.errors import UserError
+from models.errors import UserError, check_name
 from models.splats import LIMITS, MEANINGS, PARAMETERS
 from pipeline import plan as plans
+from pipeline.codec import CODECS, Shape
 from pipeline.indices import Indices
 from pipeline.plan import GenerationPlan, shard_name
 from pipeline.store import DATA, Store, damaged
 
 ROW_GROUP = 64
+# About 10 KB each; and 1 MB each or less.
+FOOTERS_KEPT, ROW_GROUPS_KEPT = 256, 8
 METADATA_KEY = b"splatcats"
 LAYOUT = (
-    "A picture is a grid of square patches; every patch is home to some splats, every splat has 9 numbers. `splats` is"
-    " the array [rows, columns, splats_per_patch, 9] flattened in C order: the last axis changes fastest. Rows run"
+    "A picture is a grid of square patches; every patch is home to some splats, every splat has 9 numbers. Rows run"
     " downwards, columns to the right. Positions are in patches, relative to the top-left corner of the home patch."
 )
 FORMULAS = {
@@ -48,52 +52,74 @@ FORMULAS = {
 }
 
 
-def values_per_picture(plan: GenerationPlan) -> int:
-    """How many numbers describe one picture."""
-    return plan.rows * plan.columns * plan.splats_per_patch * len(PARAMETERS)
+def layout(plan: GenerationPlan) -> str:
+    """Where the numbers of a picture stand in the columns of its row, in words."""
+    return f"{LAYOUT} {CODECS[plan.precision].explain()['layout']}"
 
 
 def schema(plan: GenerationPlan) -> pa.Schema:
     """The Parquet schema of a plan's shards; its metadata explain the numbers to whoever has only the file."""
+    codec = CODECS[plan.precision]
     about = {
-        "layout": LAYOUT,
+        **codec.explain(),
+        "layout": layout(plan),
         "parameters": [
             {"name": name, "meaning": MEANINGS[name], "range": LIMITS.get(name, "unbounded")} for name in PARAMETERS
         ],
         "formulas": FORMULAS,
         "plan": plan.to_dict(),
     }
-    columns = [("index", pa.int64()), ("splats", pa.list_(pa.float16(), values_per_picture(plan)))]
+    columns = [pa.field("index", pa.int64()), *codec.columns(Shape.of(plan))]
     return pa.schema(columns, metadata={METADATA_KEY: json.dumps(about).encode()})
 
 
 def to_table(plan: GenerationPlan, indices: Indices, field: np.ndarray) -> pa.Table:
-    """A shard's table from its pictures' splat fields, float16 [B, H, W, K, P]."""
-    assert field.dtype == np.float16
-    assert field.shape == (len(indices), plan.rows, plan.columns, plan.splats_per_patch, len(PARAMETERS))
-    splats = pa.FixedSizeListArray.from_arrays(pa.array(field.reshape(-1)), values_per_picture(plan))
-    return pa.table([pa.array(list(indices), pa.int64()), splats], schema=schema(plan))
+    """A table of pictures from their splat fields [B, H, W, K, P], of finite numbers."""
+    assert field.shape == (len(indices), *Shape.of(plan).field)
+    columns = CODECS[plan.precision].encode(field)
+    return pa.table([pa.array(list(indices), pa.int64()), *columns], schema=schema(plan))
 
 
 def write_table(table: pa.Table, file: BinaryIO) -> None:
     """Write a shard. The same table gives the same bytes with the same version of pyarrow."""
+    # Of a small integer's bytes all but one are the same in all: apart from that one they cost nothing.
+    integers = [
+        f.name for f in table.schema if pa.types.is_fixed_size_list(f.type) and pa.types.is_integer(f.type.value_type)
+    ]
     pq.write_table(
         table,
         file,
         row_group_size=ROW_GROUP,
         compression="zstd",
         use_dictionary=False,  # nearly every number is a new one
+        column_encoding={f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in integers},
         write_statistics=["index"],
         write_page_checksum=True,
     )
 
 
 class SplatDataset:
-    """A generated dataset opened for reading. Raises UserError if there is none at `url`. Can be pickled."""
+    """A generated dataset opened for reading. Raises UserError if there is none at `url`. Can be pickled.
+
+    Keeps the footers of the files it has read and a few row groups, so that neighbours are read once.
+    """
 
     def __init__(self, url: str) -> None:
         self.store = Store(url)
         self.plan = plans.load(self.store, GenerationPlan)
+        check_name(f"precision of {self.store.url}:", self.plan.precision, CODECS)
+        self._remember()
+
+    def _remember(self) -> None:
+        self._footer = functools.lru_cache(FOOTERS_KEPT)(self._read_footer)
+        self._row_group = functools.lru_cache(ROW_GROUPS_KEPT)(self._read_row_group)
+
+    def __getstate__(self) -> tuple[Store, GenerationPlan]:
+        return self.store, self.plan
+
+    def __setstate__(self, state: tuple[Store, GenerationPlan]) -> None:
+        self.store, self.plan = state
+        self._remember()
 
     def require(self, indices: Indices) -> None:
         """Check that these pictures exist and their shards are committed; UserError says what is wrong otherwise."""
@@ -118,51 +144,67 @@ class SplatDataset:
     def read(self, indices: Indices) -> Iterator[tuple[list[int], Tensor]]:
         """Yield the chosen pictures in order, some at a time: (indices, splat fields float32 [B, H, W, K, P]).
 
-        Reads only the row groups they lie in and holds one of them. UserError names a shard that is damaged.
+        Reads only the row groups they lie in and holds few of them. UserError names a shard that is missing or damaged.
         """
-        size = self.plan.shard_size
+        codec, shape = CODECS[self.plan.precision], Shape.of(self.plan)
         for part in indices.ranges:
-            for shard in self._shards_of(part):
-                first = shard * size
-                rows = range(max(part.start, first) - first, min(part.stop, first + size) - first)
-                yield from self._read_shard(shard, rows)
+            place = part.start
+            while place < part.stop:
+                held, table = self._holding(place)
+                stop = min(part.stop, held.stop)
+                field = codec.decode(table.slice(place - held.start, stop - place), shape)
+                yield list(range(place, stop)), torch.from_numpy(field)
+                place = stop
 
     def _shards_of(self, part: range) -> range:
         return range(part[0] // self.plan.shard_size, part[-1] // self.plan.shard_size + 1)
 
-    def _read_shard(self, shard: int, rows: range) -> Iterator[tuple[list[int], Tensor]]:
+    def _holding(self, index: int) -> tuple[range, pa.Table]:
+        """The row group that picture `index` is in: the pictures it has, and its table."""
+        shard, row = divmod(index, self.plan.shard_size)
+        _, starts = self._footer(shard)
+        return self._row_group(shard, bisect.bisect_right(starts, row) - 1)
+
+    def _read_footer(self, shard: int) -> tuple[pq.FileMetaData, list[int]]:
+        """The footer of a shard's file, and the rows at which its row groups start, and end."""
+        with self._opened(shard) as (name, file):
+            footer = pq.ParquetFile(file).metadata
+            found = footer.schema.to_arrow_schema()
+            expected = schema(self.plan)
+            lacking = [f.name for f in expected if f.name not in found.names or found.field(f.name).type != f.type]
+            if lacking:
+                columns = " and ".join(f"{n!r} ({expected.field(n).type})" for n in lacking)
+                raise UserError(f"{self.store.path(name)} is not a shard of splats: it has no column {columns}")
+            groups = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
+            starts = [0, *itertools.accumulate(groups)]
+            rows = len(self.plan.shard(shard).indices)
+            if starts[-1] != rows:
+                raise UserError(damaged(self.store, name, f"it has {starts[-1]} rows, not {rows}"))
+        return footer, starts
+
+    def _read_row_group(self, shard: int, group: int) -> tuple[range, pa.Table]:
+        footer, starts = self._footer(shard)
+        first = shard * self.plan.shard_size
+        held = range(first + starts[group], first + starts[group + 1])
+        with self._opened(shard) as (name, file):
+            parquet = pq.ParquetFile(file, metadata=footer, page_checksum_verification=True, pre_buffer=True)
+            table = parquet.read_row_group(group, columns=schema(self.plan).names)
+            if table.column("index").to_pylist() != list(held):
+                raise UserError(damaged(self.store, name, "its column 'index' is not what the plan says"))
+        return held, table
+
+    @contextlib.contextmanager
+    def _opened(self, shard: int) -> Iterator[tuple[str, BinaryIO]]:
+        """A shard's name and file; a UserError names it where it is missing, or its contents cannot be read."""
         name = f"{DATA}/{shard_name(shard)}.parquet"
         try:
-            with self.store.open(name) as file:
-                yield from self._read_rows(name, file, shard, rows)
+            with self.store.open(name, buffered=False) as file:
+                yield name, file
         except FileNotFoundError:
-            raise UserError(damaged(self.store, name, "it is not there")) from None
+            raise UserError(
+                f"{self.store.path(name)} is missing: run its generation again, which makes what is missing"
+            ) from None
         except (pa.ArrowInvalid, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the disk or the network, not of the contents
             raise UserError(damaged(self.store, name, " ".join(str(error).split()))) from None
-
-    def _read_rows(self, name: str, file: BinaryIO, shard: int, rows: range) -> Iterator[tuple[list[int], Tensor]]:
-        parquet = pq.ParquetFile(file, page_checksum_verification=True)
-        expected = schema(self.plan)
-        lacking = [
-            f.name
-            for f in expected
-            if f.name not in parquet.schema_arrow.names or parquet.schema_arrow.field(f.name).type != f.type
-        ]
-        if lacking:
-            columns = " and ".join(f"{n!r} ({expected.field(n).type})" for n in lacking)
-            raise UserError(f"{self.store.path(name)} is not a shard of splats: it has no column {columns}")
-        groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-        starts = [0, *itertools.accumulate(groups)]
-        if starts[-1] < rows.stop:
-            raise UserError(damaged(self.store, name, f"it has {starts[-1]} rows, not {rows.stop}"))
-        for group in range(bisect.bisect_right(starts, rows.start) - 1, bisect.bisect_left(starts, rows.stop)):
-            first, last = max(rows.start, starts[group]), min(rows.stop, starts[group + 1])
-            table = parquet.read_row_group(group, columns=expected.names).slice(first - starts[group], last - first)
-            indices = table.column("index").to_pylist()
-            if indices != list(range(shard * self.plan.shard_size + first, shard * self.plan.shard_size + last)):
-                raise UserError(damaged(self.store, name, "its column 'index' is not what the plan says"))
-            flat = table.column("splats").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            shape = (self.plan.rows, self.plan.columns, self.plan.splats_per_patch, len(PARAMETERS))
-            yield indices, torch.from_numpy(flat.astype(np.float32)).view(len(indices), *shape)

@@ -32,20 +32,20 @@ ROLLOUT_COLUMNS = 64
 
 
 def generate_shard(denoiser: Denoiser, plan: GenerationPlan, shard: Shard) -> pa.Table:
-    """The splats of one shard, on the device the denoiser is on: columns `index` and `splats`.
+    """The splats of one shard, on the device the denoiser is on: its table, see `dataset.schema`.
 
     On one kind of device a pure function of the arguments, and of torch's number of threads on a CPU: the noise of
     a picture comes from its index, and the batches begin at the shard's first picture.
     """
-    fields = []
+    tables = []
     for start in range(0, len(shard.indices), plan.batch_size):
-        noise = _noise(denoiser, plan, shard.indices.between(start, start + plan.batch_size))
+        indices = shard.indices.between(start, start + plan.batch_size)
+        noise = _noise(denoiser, plan, indices)
         field = sampler.sample(denoiser, noise, steps=plan.steps, solver=plan.solver, schedule=plan.schedule)
-        fields.append(field.half().cpu().numpy())
-    joined = np.concatenate(fields)
-    if not np.isfinite(joined).all():
-        raise UserError(f"the weights give splats that are not finite numbers, in {shard.name}: use other weights")
-    return to_table(plan, shard.indices, joined)
+        if not torch.isfinite(field.half()).all():
+            raise UserError(f"the weights give splats that are not finite numbers, in {shard.name}: use other weights")
+        tables.append(to_table(plan, indices, field.float().cpu().numpy()))
+    return pa.concat_tables(tables)
 
 
 def rollout_sheet(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) -> np.ndarray:

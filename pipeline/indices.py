@@ -27,6 +27,11 @@ class Indices:
         return cls((range(count),) if count else ())
 
     @classmethod
+    def of(cls, numbers: Iterable[int]) -> Indices:
+        """The set of these numbers, given in any order and any number of times."""
+        return cls(_merge(range(number, number + 1) for number in numbers))
+
+    @classmethod
     @functools.lru_cache(maxsize=8)  # a plan asks for every shard
     def parse(cls, text: str) -> Indices:
         """Read inclusive ranges and single indices separated by commas; UserError for anything else."""

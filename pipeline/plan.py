@@ -117,6 +117,7 @@ class GenerationPlan(Plan):
     splats_per_patch: int
     kernel: str
     neighbourhood: int
+    precision: str = "float16"  # how splats are stored, one of pipeline.codec.CODECS
 
     @property
     def pictures(self) -> Indices:

@@ -99,10 +99,10 @@ class Store:
         with self._answering(name):
             return self._fs.cat_file(self._full(name))
 
-    def open(self, name: str) -> BinaryIO:
-        """Open a file for reading at random positions."""
+    def open(self, name: str, *, buffered: bool = True) -> BinaryIO:
+        """Open a file for reading at random positions. Not buffered, a remote one is asked for what is read alone."""
         with self._answering(name):
-            return self._fs.open(self._full(name), "rb")
+            return self._fs.open(self._full(name), "rb", **({} if buffered else {"cache_type": "none"}))
 
     def modified(self, name: str) -> float:
         """When a file was last written, in seconds since 1970, by the clock of the store."""

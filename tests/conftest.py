@@ -11,6 +11,7 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 import contextlib
+import functools
 import socket
 import time
 from pathlib import Path
@@ -19,7 +20,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models import checkpoint
+from jobs import cli, generate
+from models import checkpoint, sampler
 from models.denoiser import Denoiser, DenoiserConfig
 from models.vgg import STAGES
 from pipeline.preparation import prepare
@@ -90,6 +92,38 @@ def make_weights(config: DenoiserConfig, seed: int = 0) -> bytes:
     with torch.no_grad():
         denoiser.head.weight.normal_(std=0.05)
     return checkpoint.dump(denoiser.state_dict(), config, precision="float32", about={})
+
+
+@pytest.fixture(scope="session")
+def stored_cats(ray_cluster, tiny_weights, tmp_path_factory):
+    """A function: the dataset of 230 generated cats stored with a precision, in two shards."""
+
+    @functools.cache
+    def folder(precision: str) -> Path:
+        out = tmp_path_factory.mktemp(precision) / "splats"
+        options = ["--out", str(out), "--weights", str(tiny_weights), "--count", "230", "--steps", "1"]
+        options += ["--shard-size", "150", "--precision", precision]
+        assert cli.run(generate.Options, generate.main, options) == 0
+        return out
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cat_fields():
+    """A function: the float32 splat fields of the first so many cats of the bundled weights, in a few calls each."""
+    denoiser = checkpoint.load(checkpoint.PRETRAINED)
+    made = torch.empty(0)
+
+    def fields(count: int) -> torch.Tensor:
+        nonlocal made
+        if len(made) < count:
+            noise = sampler.noise(0, range(len(made), count), *denoiser.size)
+            parts = [sampler.sample(denoiser, part, steps=4, solver="deis") for part in noise.split(16)]
+            made = torch.cat([made, *parts]) if len(made) else torch.cat(parts)
+        return made[:count]
+
+    return fields
 
 
 @pytest.fixture(scope="session")

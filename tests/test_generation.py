@@ -198,6 +198,7 @@ def test_a_dry_run_prints_the_size_and_writes_nothing(tiny_weights, tmp_path, ca
         (["--batch-size", "0"], "--batch-size 0"),
         (["--solver", "magic"], "unknown solver 'magic'; known: deis, dpmpp2m, euler, heun"),
         (["--device", "tpu"], "unknown device 'tpu'"),
+        (["--precision", "int4"], "unknown precision 'int4'; known: compact, float16"),
         (["--rollout", "0-22"], "--count 22 makes the pictures 0-21"),
         (["--rollout", "a-b"], "cannot read the indices 'a-b'"),
         (["--weights", "nowhere.safetensors"], "no weights at nowhere.safetensors"),

@@ -6,11 +6,12 @@ from models.splats import MEANINGS, PARAMETERS
 from pipeline.dataset import FORMULAS, LAYOUT, values_per_picture
 from pipeline.plan import GenerationPlan, Plan, RenderPlan
 from pipeline.production import Summary
+from pipeline.sinks import FORMATS
 
 _FRONT_MATTER = """---
 configs:
 - config_name: default
-  data_files: data/*.parquet
+  data_files: {data_files}
 tags:
 - splats
 - synthetic
@@ -23,7 +24,7 @@ def splats_card(plan: GenerationPlan, summary: Summary) -> str:
     """The card of a generated dataset."""
     parameters = "\n".join(f"| {i} | `{name}` | {MEANINGS[name]} |" for i, name in enumerate(PARAMETERS))
     formulas = "\n".join(f"- **{name}**: {text}" for name, text in FORMULAS.items())
-    return f"""{_FRONT_MATTER}
+    return f"""{_FRONT_MATTER.format(data_files="data/*.parquet")}
 # {plan.count:,} cats as splats
 
 {summary.pictures:,} generated pictures in {summary.shards:,} Parquet files, {summary.bytes / 1e6:,.1f} MB. Each is
@@ -54,16 +55,13 @@ Made with the kernel `{plan.kernel}`, neighbourhood {plan.neighbourhood}. The sa
 
 def pictures_card(plan: RenderPlan, summary: Summary) -> str:
     """The card of a rendered dataset."""
-    if plan.output == "parquet":
-        front = _FRONT_MATTER
-        where = "Parquet files with the columns `index` and `image` (encoded bytes and a file name)"
-    else:
-        front, where = "", "folders, one picture a file, named by its index"
+    format = FORMATS[plan.output]
+    front = _FRONT_MATTER.format(data_files=format.data_files) if format.data_files else ""
     return f"""{front}
 # {summary.pictures:,} pictures drawn from splats
 
 {plan.width} x {plan.height} pixels, {plan.encoding}, kernel `{plan.kernel}`, view `{plan.view}`;
-{summary.shards:,} {where}, {summary.bytes / 1e6:,.1f} MB.
+{summary.shards:,} {format.contents}, {summary.bytes / 1e6:,.1f} MB.
 
 {_plan_section(plan)}
 {_TERMS}"""

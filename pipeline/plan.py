@@ -71,8 +71,10 @@ class Plan:
         return map(self.shard, range(self.num_shards))
 
     def to_dict(self) -> dict[str, int | str]:
-        """The plan as it stands in plan.json."""
-        return {"format_version": FORMAT_VERSION, "kind": self.kind, **dataclasses.asdict(self)}
+        """The plan as it stands in plan.json: fields that came later only where they are not as they were before."""
+        before = _later_fields(type(self))
+        stated = {name: value for name, value in dataclasses.asdict(self).items() if value != before.get(name)}
+        return {"format_version": FORMAT_VERSION, "kind": self.kind, **stated}
 
     def to_json(self) -> str:
         """The text of plan.json; equal plans give equal text."""
@@ -102,6 +104,7 @@ class GenerationPlan(Plan):
     splats_per_patch: int
     kernel: str
     neighbourhood: int
+    between: str = ""  # "a,b": picture i is i / (count - 1) of the way from the noise of picture a to that of picture b
 
     @property
     def pictures(self) -> Indices:
@@ -127,6 +130,12 @@ class RenderPlan(Plan):
     encoding: str
     quality: int  # 0 for an encoding without loss
     threads: int
+    region: str = "0.0,0.0,1.0,1.0"
+    fit: str = "stretch"
+    motion: str = "none"  # none: pictures stand still
+    path: str = ""  # of a zoom
+    frames: int = 1  # of a zoom
+    frame_milliseconds: int = 0
 
     @property
     def pictures(self) -> Indices:
@@ -158,7 +167,7 @@ def claim(store: Store, plan: Plan) -> None:
         raise UserError(f"cannot write to {store.url}: {error.strerror or error}") from None
     if found.get("kind") != plan.kind:
         raise UserError(f"{store.url} holds a dataset of {found.get('kind')!r}: give {plan.kind} another --out")
-    expected = plan.to_dict()
+    expected, found = ({**_later_fields(type(plan)), **fields} for fields in (plan.to_dict(), found))
     names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     if names:
         differences = "; ".join(f"{n} is {found.get(n)!r} there, {expected.get(n)!r} here" for n in names)
@@ -176,11 +185,17 @@ def parse(found: dict[str, object], plan_type: type[AnyPlan], where: str) -> Any
     if kind != plan_type.kind:
         raise UserError(f"{where} is a dataset of {kind!r}, not of {plan_type.kind!r}")
     types = {f.name: {"int": int, "str": str}[str(f.type)] for f in dataclasses.fields(plan_type)}
-    values = {name: value for name, value in found.items() if name not in ("format_version", "kind")}
+    values = _later_fields(plan_type) | {n: value for n, value in found.items() if n not in ("format_version", "kind")}
     wrong = [n for n, t in types.items() if type(values.get(n)) is not t] + [n for n in values if n not in types]
     if wrong:
         raise UserError(f"{where}: {PLAN_FILE} is damaged: {', '.join(wrong)}")
     return plan_type(**values)  # type: ignore[arg-type]
+
+
+def _later_fields(plan_type: type[Plan]) -> dict[str, object]:
+    """The fields that the first plans did not have, with what was understood then: these plans are read as before."""
+    fields = dataclasses.fields(plan_type)
+    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING and f.name != "code_version"}
 
 
 def _parse_json(text: bytes, where: str) -> dict[str, object]:

@@ -46,6 +46,7 @@ class Record:
     host: str = ""
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)  # seconds of the parts of the work
 
     @classmethod
     def parse(cls, text: builtins.bytes) -> Record | None:
@@ -150,7 +151,8 @@ class Store:
         if not self._local or not os.path.isdir(self._root):
             return 0
         root = Path(self._root)
-        folders = [root, root / DATA, root / RECORDS, *root.glob("shard-*")]
+        pyramids = root.glob("shard-*/*_files/*")
+        folders = [root, root / DATA, root / RECORDS, *root.glob("shard-*"), *pyramids]
         orphans = [
             entry.path
             for folder in folders

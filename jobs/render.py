@@ -76,8 +76,8 @@ class Options:
     tiled and at several sizes, tiff or dzi (Deep Zoom); files if not given, tiff above 268 megapixels."""
 
     encoding: str | None = None
-    """png, jpeg, webp, avif or raw (PPM: a short header, then bytes); animations: webp or gif; tiff: deflate or jpeg.
-    The first that the format takes if not given."""
+    """png, jpeg, webp, avif or raw (PPM: a short header, then bytes); animations: webp or gif; tiff: deflate. The first
+    that the format takes if not given."""
 
     quality: int = 90
     """1 to 100, for jpeg, webp and avif."""

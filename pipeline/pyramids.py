@@ -4,7 +4,8 @@ Every level is drawn from the splats at its own size, which costs a third more d
 needs neither a second pass over the pixels nor room for them: a row of tiles is what is held.
 
 TIFF goes through tifffile: it takes tiles already encoded, one at a time, so that they are compressed by our threads;
-it is pure Python on numpy. pyvips would need a system library, and wants to pull pixels where this pushes them.
+it is pure Python on numpy. pyvips would need a system library, and wants to pull pixels where this pushes them. Tiles
+of JPEG would need imagecodecs as well, and Deep Zoom has them, so TIFF is without loss.
 """
 
 from __future__ import annotations
@@ -26,12 +27,6 @@ from pipeline.press import Press, Written
 TILE = 512
 # A row of tiles of that width is 200 MB, and a few of them are in flight.
 LARGEST_SIDE = 1 << 17
-
-# Compression, photometric interpretation and what goes with them.
-_TIFF_OPTIONS: dict[str, dict[str, Any]] = {
-    "deflate": {"compression": "adobe_deflate", "predictor": True, "photometric": "rgb"},
-    "jpeg": {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (2, 2)},
-}
 
 
 @dataclass(frozen=True)
@@ -76,7 +71,9 @@ def write_tiff(press: Press) -> Written:
                 software=SOFTWARE,
                 description=describe(facts_of(plan, index)) if number == 0 else None,
                 metadata=None,
-                **_TIFF_OPTIONS[plan.encoding],
+                photometric="rgb",
+                compression="adobe_deflate",
+                predictor=True,
             )
     return Written(press.shard.name, output.bytes, output.sha256)
 

@@ -143,7 +143,7 @@ FORMATS = {
         "Parquet files with the columns `index`, `image` (encoded bytes and a file name) and what is known of it",
         f"{DATA}/*.parquet",
     ),
-    "tiff": Format(pyramids.write_tiff, ("deflate", "jpeg"), "tiled pyramids, one BigTIFF file a picture", **_TILED),
+    "tiff": Format(pyramids.write_tiff, ("deflate",), "tiled pyramids, one BigTIFF file a picture", **_TILED),
     "dzi": Format(
         pyramids.write_dzi,
         ("png", "jpeg", "webp", "avif"),

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from jobs import cli, generate
 from models import checkpoint
 from models.denoiser import Denoiser, DenoiserConfig
 from models.vgg import STAGES
@@ -54,6 +55,15 @@ def make_weights(config: DenoiserConfig, seed: int = 0) -> bytes:
     with torch.no_grad():
         denoiser.head.weight.normal_(std=0.05)
     return checkpoint.dump(denoiser.state_dict(), config, precision="float32", about={})
+
+
+@pytest.fixture(scope="session")
+def splats(ray_cluster, tiny_weights, tmp_path_factory) -> Path:
+    """A dataset of 20 pictures in 5 shards, with the rollouts of two."""
+    out = tmp_path_factory.mktemp("source") / "splats"
+    options = ["--out", str(out), "--weights", str(tiny_weights), "--count", "20", "--steps", "2", "--shard-size", "4"]
+    assert cli.run(generate.Options, generate.main, [*options, "--keep-rollout", "3,9"]) == 0
+    return out
 
 
 @pytest.fixture(scope="session")

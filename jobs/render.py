@@ -246,8 +246,9 @@ def main(options: Options) -> None:
     )
     print(
         f"{summary.pictures:,} pictures of {plan.width}x{plan.height} in {summary.shards:,} shards,"
-        f" {summary.bytes / 1e6:,.1f} MB, in {store.url}\n{balance(summary.timings)}"
+        f" {summary.bytes / 1e6:,.1f} MB, in {store.url}"
     )
+    print(balance(summary.timings))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import PIL
 from PIL import ExifTags, Image, features
 
 from models.errors import UserError
@@ -171,8 +172,6 @@ ENCODINGS = {
 def require(encoding: str) -> None:
     """Raise UserError if the Pillow that is installed cannot write `encoding`."""
     if encoding in ("avif", "webp") and not features.check(encoding):
-        import PIL
-
         raise UserError(
             f"--encoding {encoding}: Pillow {PIL.__version__} here cannot write it; pip install 'pillow>=11.3'"
         )

@@ -94,7 +94,11 @@ class Press:
 
 
 def balance(timings: dict[str, float]) -> str:
-    """One line on which of drawing and encoding bounds, from the sums of `Press.timings`."""
-    busy = {name: timings[name] / max(timings[f"{name}_of"], 1e-9) for name in ("drawing", "encoding")}
-    parts = ", ".join(f"{name} {timings[name]:,.1f} s ({busy[name]:.0%} busy)" for name in busy)
+    """One line on which of drawing and encoding bounds, from the sums of `Press.timings`.
+
+    Shards of earlier versions have no timings and count for nothing.
+    """
+    spent = {name: timings.get(name, 0.0) for name in ("drawing", "encoding")}
+    busy = {name: seconds / max(timings.get(f"{name}_of", 0.0), 1e-9) for name, seconds in spent.items()}
+    parts = ", ".join(f"{name} {seconds:,.1f} s ({busy[name]:.0%} busy)" for name, seconds in spent.items())
     return f"{parts}: {max(busy, key=lambda name: busy[name])} bounds"

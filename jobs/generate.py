@@ -2,12 +2,14 @@
 
     python -m jobs.generate --out out/splats --count 10000 --seed 1
     python -m jobs.generate --out s3://bucket/splats --count 1000000 --seed 1 --dry-run
+    python -m jobs.generate --out out/morph --between 12,57 --frames 48 --seed 1
 
 The same command continues an interrupted run.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import dataclass
 
@@ -35,7 +37,7 @@ class Options:
     out: str
     """Folder or fsspec URL of the dataset (s3://bucket/name, for example)."""
 
-    count: int
+    count: int | None = None
     """Number of pictures: the indices 0 to count - 1."""
 
     seed: int = 0
@@ -71,8 +73,17 @@ class Options:
     device: str = "auto"
     """auto (GPUs where the cluster has some), cpu or gpu."""
 
+    between: str | None = None
+    """Two indices, like 12,57: instead of --count pictures, the --frames pictures of a morph from one to the other."""
+
+    frames: int = 48
+    """Pictures of a morph, both ends included."""
+
     rollout: str | None = None
     """Indices, like 0-3 or 0,5,9: also draw how these became cats, to rollout.png."""
+
+    keep_rollout: str | None = None
+    """Indices: also keep the splats of every step of these, in rollout.parquet, for jobs.render --animate rollout."""
 
     stall_minutes: float = 60.0
     """Give up, and name the stuck shards, when none ends for so long."""
@@ -81,7 +92,13 @@ class Options:
     """Only print what would be made."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.count <= LARGEST:
+        if (self.count is None) == (self.between is None):
+            raise UserError("give --count, the number of pictures, or --between, two of them to morph")
+        if self.between is not None:
+            parse_between(self.between)
+            if not 2 <= self.frames <= LARGEST:
+                raise UserError(f"--frames {self.frames}: give the number of pictures, at least 2")
+        elif not 1 <= self.pictures <= LARGEST:
             raise UserError(f"--count {self.count}: give the number of pictures, at least 1")
         if not 0 <= self.seed < 2**63:
             raise UserError(f"--seed {self.seed}: give a number from 0 to {2**63 - 1}")
@@ -95,20 +112,36 @@ class Options:
         check_name("schedule", self.schedule, SCHEDULES)
         check_name("precision", self.precision, CODECS)
         check_name("device", self.device, DEVICES)
-        if self.rollout is not None:
-            chosen = Indices.parse(self.rollout)
-            if chosen.stop > self.count:
-                raise UserError(f"--rollout {self.rollout}: --count {self.count} makes the pictures 0-{self.count - 1}")
+        for name, text in (("--rollout", self.rollout), ("--keep-rollout", self.keep_rollout)):
+            if text is None:
+                continue
+            chosen = Indices.parse(text)
+            if chosen.stop > self.pictures:
+                made = f"--frames {self.frames}" if self.count is None else f"--count {self.count}"
+                raise UserError(f"{name} {text}: {made} makes the pictures 0-{self.pictures - 1}")
             if len(chosen) > ROLLOUT_COLUMNS:
-                raise UserError(f"--rollout {self.rollout}: {len(chosen)} pictures; choose at most {ROLLOUT_COLUMNS}")
+                raise UserError(f"{name} {text}: {len(chosen)} pictures; choose at most {ROLLOUT_COLUMNS}")
+
+    @property
+    def pictures(self) -> int:
+        """The number of pictures to make."""
+        return self.frames if self.count is None else self.count
+
+
+def parse_between(text: str) -> tuple[int, int]:
+    """Read `12,57`, two different indices; UserError for anything else."""
+    match = re.fullmatch(r"\s*([0-9]{1,18})\s*,\s*([0-9]{1,18})\s*", text)
+    if match is None or int(match[1]) == int(match[2]):
+        raise UserError(f"--between {text}: give two different indices, like 12,57")
+    return int(match[1]), int(match[2])
 
 
 def make_plan(options: Options, weights: bytes) -> GenerationPlan:
     """The frozen plan of a command; UserError if the weights cannot be used."""
     config = checkpoint.parse(weights, options.weights).config
     return GenerationPlan(
-        count=options.count,
-        shard_size=options.shard_size or power_of_two_size(options.count, 64, 4096),
+        count=options.pictures,
+        shard_size=options.shard_size or power_of_two_size(options.pictures, 64, 4096),
         seed=options.seed,
         model=checkpoint.fingerprint(weights),
         solver=options.solver,
@@ -122,6 +155,7 @@ def make_plan(options: Options, weights: bytes) -> GenerationPlan:
         kernel=config.kernel,
         neighbourhood=config.neighbourhood,
         precision=options.precision,
+        between=",".join(map(str, parse_between(options.between))) if options.between is not None else "",
     )
 
 
@@ -140,6 +174,7 @@ def main(options: Options) -> None:
         workers=options.workers,
         device=options.device,
         rollout=Indices.parse(options.rollout) if options.rollout is not None else None,
+        keep_rollout=Indices.parse(options.keep_rollout) if options.keep_rollout is not None else None,
         stall_seconds=options.stall_minutes * 60,
     )
     print(f"{summary.pictures:,} cats in {summary.shards:,} shards, {summary.bytes / 1e6:,.1f} MB, in {store.url}")

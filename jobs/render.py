@@ -1,14 +1,16 @@
 """Draw stored splats as pictures, at any size, on Ray, without the model.
 
     python -m jobs.render --splats out/splats --out out/pictures --size 1024
-    python -m jobs.render --splats out/splats --out out/blobs --size 512 --view blobs --indices 0-15
+    python -m jobs.render --splats out/splats --out out/dataset --format parquet --encoding webp
+    python -m jobs.render --splats out/splats --out out/eye --indices 5 --region 0.2,0.3,0.5,0.6
+    python -m jobs.render --splats out/splats --out out/huge --indices 5 --size 65536
+    python -m jobs.render --splats out/splats --out out/film --indices 5 --zoom 0.36,0.42,16
 
 The same command continues an interrupted run.
 """
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import dataclass
 
@@ -16,13 +18,28 @@ from jobs.cli import run
 from models.errors import UserError, check_name
 from models.kernels import KERNELS
 from models.rasterize import VIEWS
+from pipeline import encoders, pyramids, rollouts
 from pipeline.cluster import DEVICES
 from pipeline.dataset import SplatDataset
+from pipeline.drawing import MOTIONS, frame_of
+from pipeline.encoders import ENCODINGS
+from pipeline.framing import (
+    FITS,
+    check_finest,
+    parse_region,
+    parse_size,
+    parse_zoom,
+    region_text,
+    zoom_text,
+)
 from pipeline.indices import Indices
-from pipeline.plan import GenerationPlan, RenderPlan, power_of_two_size
+from pipeline.plan import RenderPlan, power_of_two_size
+from pipeline.press import balance
 from pipeline.rendering import render
-from pipeline.sinks import ENCODINGS, OUTPUTS
+from pipeline.sinks import FORMATS, Format
 from pipeline.store import Store
+
+FRAMES_PER_SECOND = {"zoom": 24.0, "rollout": 6.0, "pictures": 24.0}
 
 
 @dataclass(frozen=True)
@@ -36,7 +53,14 @@ class Options:
     """Folder or fsspec URL for the pictures."""
 
     size: str = "512"
-    """Pixels along both sides, or WIDTHxHEIGHT; pictures are square, so unequal sides stretch them."""
+    """Pixels along the longer side, or WIDTHxHEIGHT."""
+
+    region: str = "0,0,1,1"
+    """Draw only this part: x0,y0,x1,y1 in fractions of the picture, from its top-left corner."""
+
+    fit: str = "crop"
+    """Where --size has another shape than the picture or region: crop (its middle), letterbox (all of it, black
+    bars) or stretch."""
 
     kernel: str | None = None
     """wavelet, sharp or gaussian; the one the splats were made for if not given."""
@@ -47,17 +71,33 @@ class Options:
     neighbourhood: int | None = None
     """3, or 1 to see patches on their own; what the splats were made for if not given."""
 
-    format: str = "files"
-    """files (one a picture, a folder a shard) or parquet (a column of encoded pictures)."""
+    format: str | None = None
+    """files (one a picture, a folder a shard), webdataset (tar shards), parquet (a column of encoded pictures), or,
+    tiled and at several sizes, tiff or dzi (Deep Zoom); files if not given, tiff above 268 megapixels."""
 
-    encoding: str = "png"
-    """png, jpeg or webp."""
+    encoding: str | None = None
+    """png, jpeg, webp, avif or raw (PPM: a short header, then bytes); animations: webp or gif; tiff: deflate. The first
+    that the format takes if not given."""
 
     quality: int = 90
-    """1 to 100, for jpeg and webp."""
+    """1 to 100, for jpeg, webp and avif."""
 
     indices: str | None = None
     """Which pictures, like 0-15 (inclusive) or 3,7,20-29; all if not given."""
+
+    zoom: str | None = None
+    """Animate: zoom smoothly to x,y,factor (a place in fractions and how many times to magnify it), or through
+    several of these separated by ';'."""
+
+    animate: str | None = None
+    """rollout: noise becoming each of the pictures that jobs.generate --keep-rollout kept; pictures: all chosen
+    pictures as the frames of one animation, such as a morph."""
+
+    frames: int = 96
+    """Frames of a zoom."""
+
+    fps: float | None = None
+    """Frames a second of an animation; 24, or 6 for a rollout, if not given. The last frame stands for a second."""
 
     shard_size: int | None = None
     """Pictures a shard; by the number and the size of pictures if not given."""
@@ -72,12 +112,17 @@ class Options:
     """Give up, and name the stuck shards, when none ends for so long."""
 
     def __post_init__(self) -> None:
-        check_name("encoding", self.encoding, ENCODINGS)
-        check_name("format", self.format, OUTPUTS)
         check_name("view", self.view, VIEWS)
         check_name("device", self.device, DEVICES)
+        check_name("fit", self.fit, FITS)
+        if self.format is not None:
+            check_name("format", self.format, FORMATS)
+        if self.encoding is not None:
+            check_name("encoding", self.encoding, ENCODINGS)
         if self.kernel is not None:
             check_name("kernel", self.kernel, KERNELS)
+        if self.animate is not None:
+            check_name("animation", self.animate, MOTIONS.keys() - {"none", "zoom"})
         if self.neighbourhood not in (None, 1, 3):
             raise UserError(f"--neighbourhood {self.neighbourhood}: give 3 or 1")
         for name in ("shard_size", "workers"):
@@ -88,48 +133,108 @@ class Options:
             raise UserError(f"--quality {self.quality}: give a number from 1 to 100")
         if not self.stall_minutes > 0:
             raise UserError(f"--stall-minutes {self.stall_minutes}: give a number above 0")
-        largest = ENCODINGS[self.encoding].largest_side
-        if not all(1 <= side <= largest for side in parse_size(self.size)):
-            raise UserError(f"--size {self.size}: {self.encoding} takes sides of 1 to {largest} pixels")
+        if not 2 <= self.frames <= 10_000:
+            raise UserError(f"--frames {self.frames}: give a number from 2 to 10,000")
+        if self.fps is not None and not 0.1 <= self.fps <= 100:
+            raise UserError(f"--fps {self.fps}: give a number from 0.1 to 100")
+        if self.zoom is not None and self.animate is not None:
+            raise UserError(f"--zoom and --animate {self.animate} are two animations: give one of them")
+        parse_size(self.size)
+        parse_region(self.region)
+        if self.zoom is not None:
+            parse_zoom(self.zoom)
         if self.indices is not None:
             Indices.parse(self.indices)
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Read `512` or `640x480` as (width, height); UserError for anything else."""
-    match = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", text)
-    if match is None:
-        raise UserError(f"--size {text}: give pixels, like 1024, or WIDTHxHEIGHT, like 1920x1080")
-    return int(match[1]), int(match[2] or match[1])
-
-
-def make_plan(options: Options, source: GenerationPlan) -> RenderPlan:
-    """The frozen plan of a command on splats of the plan `source`."""
-    width, height = parse_size(options.size)
-    indices = Indices.parse(options.indices) if options.indices is not None else source.pictures
-    # A shard is at most about 256 megapixels, so that little is lost with it.
-    largest = min(4096, max(1, (1 << 28) // (width * height)))
-    return RenderPlan(
-        source=source.fingerprint(),
-        seed=source.seed,
+def make_plan(options: Options, source: SplatDataset) -> RenderPlan:
+    """The frozen plan of a command on the splats of `source`; UserError where its options do not go together."""
+    splats, region = source.plan, parse_region(options.region)
+    width, height = parse_size(options.size, region, splats.columns / splats.rows)
+    motion = "zoom" if options.zoom is not None else options.animate or "none"
+    indices = _indices(options, source, motion)
+    frames = {"none": 1, "zoom": options.frames, "rollout": splats.steps + 1, "pictures": len(indices)}[motion]
+    output, encoding = _output(options, width, height, frames, motion)
+    format = FORMATS[output]
+    if motion == "pictures":
+        shard_size = len(indices)
+    else:
+        # A shard is at most about 256 megapixels, so that little is lost with it.
+        largest = min(format.pictures_per_shard, max(1, (1 << 28) // (width * height * frames)))
+        shard_size = options.shard_size or power_of_two_size(len(indices), min(8, largest), largest)
+    plan = RenderPlan(
+        source=splats.fingerprint(),
+        seed=splats.seed,
         indices=str(indices),
-        shard_size=options.shard_size or power_of_two_size(len(indices), min(8, largest), largest),
+        shard_size=shard_size,
         width=width,
         height=height,
-        kernel=options.kernel or source.kernel,
-        neighbourhood=options.neighbourhood or source.neighbourhood,
+        region=region_text(region),
+        fit=options.fit,
+        kernel=options.kernel or splats.kernel,
+        neighbourhood=options.neighbourhood or splats.neighbourhood,
         view=options.view,
-        output=options.format,
-        encoding=options.encoding,
-        quality=0 if ENCODINGS[options.encoding].lossless else options.quality,
+        output=output,
+        encoding=encoding,
+        quality=0 if ENCODINGS[encoding].lossless else options.quality,
         threads=1,
+        motion=motion,
+        path=zoom_text(parse_zoom(options.zoom)) if options.zoom is not None else "",
+        frames=frames,
+        frame_milliseconds=round(1000 / (options.fps or FRAMES_PER_SECOND[motion])) if motion != "none" else 0,
     )
+    frame = frame_of(plan, splats.columns / splats.rows)
+    for seen in [frame.region, *(point.region(frame.region) for point in (parse_zoom(plan.path) if plan.path else ()))]:
+        check_finest(seen, frame, splats.rows, splats.columns)
+    return plan
+
+
+def _indices(options: Options, source: SplatDataset, motion: str) -> Indices:
+    if options.indices is not None:
+        return Indices.parse(options.indices)
+    return rollouts.kept(source) if motion == "rollout" else source.plan.pictures
+
+
+def _output(options: Options, width: int, height: int, frames: int, motion: str) -> tuple[str, str]:
+    """The names of format and encoding; UserError where they cannot hold such pictures."""
+    pixels = width * height * frames
+    output = options.format or ("tiff" if pixels > FORMATS["files"].most_pixels and motion == "none" else "files")
+    format = FORMATS[output]
+    fitting = [
+        name for name in format.encodings if (ENCODINGS[name].still if motion == "none" else ENCODINGS[name].moving)
+    ]
+    if not fitting:
+        raise UserError(f"--format {output} holds no animations: give files, webdataset or parquet")
+    encoding = options.encoding or fitting[0]
+    if encoding not in fitting:
+        what = "pictures" if motion == "none" else "animations"
+        raise UserError(f"--encoding {encoding}: {what} in the format {output} are {', '.join(fitting)}")
+    encoders.require(encoding)
+    if output == "tiff":
+        pyramids.require_tiff()
+    _check_size(options, format, encoding, width, height, frames)
+    if options.shard_size is not None and options.shard_size > format.pictures_per_shard:
+        raise UserError(f"--shard-size {options.shard_size}: {output} takes at most {format.pictures_per_shard:,}")
+    return output, encoding
+
+
+def _check_size(options: Options, format: Format, encoding: str, width: int, height: int, frames: int) -> None:
+    largest = format.largest_side if format.tiled else ENCODINGS[encoding].largest_side
+    if max(width, height) > largest:
+        raise UserError(f"--size {options.size}: {encoding} takes sides of 1 to {largest:,} pixels")
+    if width * height * frames > format.most_pixels:
+        what = f"{frames} frames of {width}x{height} are" if frames > 1 else f"{width}x{height} is"
+        remedy = "choose fewer or smaller ones" if frames > 1 else "use --format tiff or dzi"
+        raise UserError(
+            f"--size {options.size}: {what} more than the {format.most_pixels / 1e6:,.0f} megapixels that are held in"
+            f" memory at once: {remedy}"
+        )
 
 
 def main(options: Options) -> None:
     """Draw what the options say, or what an earlier run left undone."""
     source = SplatDataset(options.splats)
-    plan = make_plan(options, source.plan)
+    plan = make_plan(options, source)
     store = Store(options.out)
     summary = render(
         source,
@@ -143,6 +248,7 @@ def main(options: Options) -> None:
         f"{summary.pictures:,} pictures of {plan.width}x{plan.height} in {summary.shards:,} shards,"
         f" {summary.bytes / 1e6:,.1f} MB, in {store.url}"
     )
+    print(balance(summary.timings))
 
 
 if __name__ == "__main__":

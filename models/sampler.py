@@ -176,6 +176,16 @@ def sample(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str, schedu
     return deque(rollout(denoiser, noise, steps=steps, solver=solver, schedule=schedule), maxlen=1)[0].field
 
 
+def slerp(a: Tensor, b: Tensor, way: Tensor) -> Tensor:
+    """Spherical interpolation of two noises [3, Y, X] at the shares `way` [B], 0 for a and 1 for b: [B, 3, Y, X].
+
+    Keeps the length that noise has, and with it what the network expects; the straight line loses up to 30 % of it.
+    """
+    angle = torch.arccos(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0))
+    way = way[:, None, None, None].to(a)
+    return (torch.sin((1.0 - way) * angle) * a + torch.sin(way * angle) * b) / torch.sin(angle)
+
+
 def noise(seed: int, indices: Sequence[int], height: int, width: int) -> Tensor:
     """Standard normal noise [B, 3, height, width] on the CPU, picture i a function of (seed, i) alone.
 

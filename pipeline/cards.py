@@ -7,6 +7,7 @@ from pipeline.codec import CODECS, Shape
 from pipeline.dataset import FORMULAS, layout, schema
 from pipeline.plan import GenerationPlan, Plan, RenderPlan
 from pipeline.production import Summary
+from pipeline.sinks import FORMATS
 
 _TERMS = "Pictures made by a model inherit the terms of its weights: see the model card of the weights.\n"
 _SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
@@ -21,7 +22,7 @@ def splats_card(plan: GenerationPlan, summary: Summary) -> str:
         for name in PARAMETERS
     )
     formulas = "\n".join(f"- **{name}**: {text}" for name, text in FORMULAS.items())
-    return f"""{_front_matter(f"{plan.count:,} cats as splats", summary, parquet=True)}
+    return f"""{_front_matter(f"{plan.count:,} cats as splats", summary, "data/*.parquet")}
 # {plan.count:,} cats as splats
 
 {summary.pictures:,} generated pictures in {summary.shards:,} Parquet files, {summary.bytes / 1e6:,.1f} MB. Each is
@@ -73,25 +74,21 @@ Made with the kernel `{plan.kernel}`, neighbourhood {plan.neighbourhood}. The sa
 
 def pictures_card(plan: RenderPlan, summary: Summary) -> str:
     """The card of a rendered dataset."""
-    parquet = plan.output == "parquet"
-    if parquet:
-        where = "Parquet files with the columns `index` and `image` (encoded bytes and a file name)"
-    else:
-        where = "folders, one picture a file, named by its index"
-    return f"""{_front_matter(f"{summary.pictures:,} cats", summary, parquet=parquet)}
+    format = FORMATS[plan.output]
+    return f"""{_front_matter(f"{summary.pictures:,} cats", summary, format.data_files)}
 # {summary.pictures:,} pictures drawn from splats
 
 {plan.width} x {plan.height} pixels, {plan.encoding}, kernel `{plan.kernel}`, view `{plan.view}`;
-{summary.shards:,} {where}, {summary.bytes / 1e6:,.1f} MB.
+{summary.shards:,} {format.contents}, {summary.bytes / 1e6:,.1f} MB.
 
 {_plan_section(plan)}
 {_TERMS}"""
 
 
-def _front_matter(name: str, summary: Summary, *, parquet: bool) -> str:
-    """What Hugging Face's Hub and `datasets` take from a card; the files are named only if `datasets` can read them."""
+def _front_matter(name: str, summary: Summary, data_files: str) -> str:
+    """What Hugging Face's Hub and `datasets` take from a card; `data_files`: where they find data, if anywhere."""
     size = next((text for limit, text in _SIZES.items() if summary.pictures < limit), "n>10M")
-    files = "configs:\n- config_name: default\n  data_files: data/*.parquet\n" if parquet else ""
+    files = f"configs:\n- config_name: default\n  data_files: {data_files}\n" if data_files else ""
     return f"""---
 pretty_name: {name}
 {files}size_categories:

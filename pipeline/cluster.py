@@ -60,6 +60,11 @@ class Cluster:
 
         return room
 
+    def cpus_per_gpu(self) -> int:
+        """The CPUs there are for each GPU, on the machine that has the fewest; 1 while none has a GPU."""
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return min((int(m.get("CPU", 1) / m["GPU"]) for m in machines if m.get("GPU")), default=1)
+
     def has_gpu(self, device: str) -> bool:
         """Whether work is to run on GPUs, for `device` of DEVICES; UserError if it must and cannot."""
         check_name("device", device, DEVICES)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import math
+import tarfile
 import warnings
 from collections.abc import Iterator
 
@@ -17,6 +20,7 @@ from models.errors import UserError
 from models.splats import LIMITS, PARAMETERS
 from pipeline.dataset import SplatDataset, schema
 from pipeline.plan import GenerationPlan, RenderPlan, Shard, file_name
+from pipeline.pyramids import require_tiff
 from pipeline.store import Store
 
 ROUNDING = 2.0**-10  # of float16, relative: what is stored may lie so far beyond a bound
@@ -39,33 +43,92 @@ def check_splats(store: Store, plan: GenerationPlan, shard: Shard) -> None:
 
 def check_pictures(store: Store, plan: RenderPlan, shard: Shard) -> None:
     """UserError that says what is wrong with the contents of a shard of pictures."""
-    pictures = _stored_pictures(store, plan, shard)
-    for index, (number, name, encoded) in zip(shard.indices, pictures, strict=True):
-        if (number, name) != (index, file_name(index, plan.extension)):
-            raise UserError(f"picture {number} ({name}) where {index} should be")
-        if reason := _picture_fault(encoded, plan):
-            raise UserError(f"{name}: {reason}")
-
-
-def _stored_pictures(store: Store, plan: RenderPlan, shard: Shard) -> Iterator[tuple[int, str, bytes]]:
-    """Index, file name and contents of each picture, one after another."""
-    if plan.output == "files":
-        for index in shard.indices:
-            name = file_name(index, plan.extension)
-            try:
-                yield index, name, store.read(f"{shard.name}/{name}")
-            except FileNotFoundError:
-                raise UserError(f"{name} is not there") from None
+    if plan.output in _PYRAMIDS:
+        _PYRAMIDS[plan.output](store, plan, shard)
         return
+    # An animation of many pictures is one, with the number of the first.
+    expected = [next(iter(shard.indices))] if plan.motion == "pictures" else list(shard.indices)
+    found = 0
+    for number, name, encoded in _STORED[plan.output](store, plan, shard):
+        index = expected[found] if found < len(expected) else None
+        if index is None or (number, name) != (index, file_name(index, plan.extension)):
+            raise UserError(f"picture {number} ({name}) where {index} should be")
+        if reason := picture_fault(encoded, plan.encoding, (plan.width, plan.height)):
+            raise UserError(f"{name}: {reason}")
+        found += 1
+    if found < len(expected):
+        raise UserError(f"{file_name(expected[found], plan.extension)} is not there")
+
+
+def _files(store: Store, plan: RenderPlan, shard: Shard) -> Iterator[tuple[int, str, bytes]]:
+    """Index, file name and contents of each picture, one after another."""
+    for path in plan.files(shard, store.sizes(plan.data(shard))):
+        name = path.rpartition("/")[2]
+        yield int(name.partition(".")[0]), name, store.read(path)
+
+
+def _members(store: Store, plan: RenderPlan, shard: Shard) -> Iterator[tuple[int, str, bytes]]:
+    """The same of a tar file, in which each picture is followed by what is known of it."""
+    try:
+        with store.open(plan.data(shard)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            names: list[str] = []
+            for member in tar:
+                contents = tar.extractfile(member)
+                data = contents.read() if contents else b""
+                names.append(member.name)
+                if len(names) % 2:
+                    yield int(member.name.partition(".")[0]), member.name, data
+                elif member.name != f"{names[-2].partition('.')[0]}.json" or "index" not in json.loads(data):
+                    raise UserError(f"{member.name} where {names[-2]}'s .json should be")
+    except (tarfile.TarError, ValueError) as error:
+        raise UserError(f"cannot be read as tar ({' '.join(str(error).split())})") from None
+
+
+def _rows(store: Store, plan: RenderPlan, shard: Shard) -> Iterator[tuple[int, str, bytes]]:
+    """The same of a Parquet file."""
     name = plan.data(shard)
     picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    _check_table(store, name, pa.schema([("index", pa.int64()), ("image", picture)]), len(shard.indices))
+    rows = 1 if plan.motion == "pictures" else len(shard.indices)
+    _check_table(store, name, pa.schema([("index", pa.int64()), ("image", picture)]), rows)
     with store.open(name) as file, _parquet_errors():
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
         for group in range(parquet.num_row_groups):
             for row in parquet.read_row_group(group, columns=["index", "image"]).to_pylist():
                 image = row["image"] or {}
                 yield row["index"], image.get("path") or "", image.get("bytes") or b""
+
+
+def _check_tiff(store: Store, plan: RenderPlan, shard: Shard) -> None:
+    """The first page has the planned size, every tile of every page decodes."""
+    tifffile = require_tiff()
+    for name in plan.files(shard, store.sizes(plan.data(shard))):
+        try:
+            with store.open(name) as file, tifffile.TiffFile(file) as tiff:
+                if tiff.pages[0].shape != (plan.height, plan.width, 3):
+                    raise UserError(f"is {tiff.pages[0].shape}, not {(plan.height, plan.width, 3)}")
+                for page in tiff.pages:
+                    for _ in page.segments():  # decoded one at a time
+                        pass
+        except UserError:
+            raise
+        except Exception as error:  # decoders meet damaged bytes with every kind of exception
+            raise UserError(f"does not decode ({type(error).__name__}: {' '.join(str(error).split())})") from None
+
+
+def _check_dzi(store: Store, plan: RenderPlan, shard: Shard) -> None:
+    """The description names the planned size, every tile decodes."""
+    sizes = store.sizes(plan.data(shard))
+    for name in plan.files(shard, sizes):
+        data = store.read(name)
+        if name.endswith(".dzi"):
+            if f'<Size Width="{plan.width}" Height="{plan.height}"/>'.encode() not in data:
+                raise UserError(f"{name}: does not name the size {plan.width}x{plan.height}")
+        elif reason := picture_fault(data, plan.encoding, None):
+            raise UserError(f"{name}: {reason}")
+
+
+_STORED = {"files": _files, "webdataset": _members, "parquet": _rows}
+_PYRAMIDS = {"tiff": _check_tiff, "dzi": _check_dzi}
 
 
 def _check_table(store: Store, name: str, expected: pa.Schema, rows: int) -> None:
@@ -91,18 +154,20 @@ def _parquet_errors() -> Iterator[None]:
         raise UserError(f"cannot be read as Parquet ({' '.join(str(error).split())})") from None
 
 
-def _picture_fault(encoded: bytes, plan: RenderPlan) -> str:
-    """Why an encoded picture is not what the plan says; empty if it is."""
+def picture_fault(encoded: bytes, encoding: str, size: tuple[int, int] | None) -> str:
+    """Why an encoded picture does not decode, or is not of `size` (width, height); empty if all is well."""
     limit = Image.MAX_IMAGE_PIXELS
     try:
         # Pillow's guard against bombs stays on; it lets pass what the plan says.
-        Image.MAX_IMAGE_PIXELS = max(limit or 0, plan.width * plan.height)
+        Image.MAX_IMAGE_PIXELS = max(limit or 0, math.prod(size or ()))
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(encoded), formats=[plan.encoding])
-            if picture.size != (plan.width, plan.height):
-                return f"is {picture.width}x{picture.height}, not {plan.width}x{plan.height}"
-            picture.load()
+            picture = Image.open(io.BytesIO(encoded), formats=["ppm" if encoding == "raw" else encoding])
+            if size and picture.size != size:
+                return f"is {picture.width}x{picture.height}, not {size[0]}x{size[1]}"
+            for frame in range(getattr(picture, "n_frames", 1)):
+                picture.seek(frame)
+                picture.load()
     except Exception as error:  # decoders meet damaged bytes with every kind of exception
         return f"does not decode ({type(error).__name__}: {' '.join(str(error).split())})"
     finally:

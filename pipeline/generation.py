@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import time
+from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
@@ -17,12 +18,14 @@ from models import checkpoint, sampler
 from models.denoiser import Denoiser
 from models.errors import UserError
 from models.rasterize import to_uint8
+from pipeline import rollouts
 from pipeline.cards import splats_card
 from pipeline.cluster import Cluster, connect
 from pipeline.dataset import to_table, write_table
 from pipeline.indices import Indices
 from pipeline.plan import GenerationPlan, Shard
 from pipeline.production import Summary, commit, produce
+from pipeline.rollouts import Rollout
 from pipeline.store import DATA, Record, Store
 from pipeline.workers import ActorWorkers
 
@@ -54,20 +57,41 @@ def rollout_sheet(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) ->
     One column a picture; the rows between are evenly spaced network calls, the last row is the result.
     """
     columns = []
-    for start in range(0, len(indices), plan.batch_size):
-        noise = _noise(denoiser, plan, indices.between(start, start + plan.batch_size))
-        rows = [to_uint8(noise).cpu()]
-        for step in sampler.rollout(denoiser, noise, steps=plan.steps, solver=plan.solver, schedule=plan.schedule):
-            rows.append(to_uint8(denoiser.draw(step.field, *denoiser.size)).cpu())
+    for _, steps in _rollouts(denoiser, plan, indices):
+        rows = [to_uint8(steps[0].noisy), *(to_uint8(denoiser.draw(step.field, *denoiser.size)) for step in steps)]
+        rows = [row.cpu() for row in rows]
         chosen = np.linspace(1, len(rows) - 1, min(ROLLOUT_ROWS, len(rows)) - 1).round().astype(int)
         columns.append(torch.stack([rows[0], *(rows[i] for i in chosen)]).numpy())
     sheet = np.concatenate(columns, axis=1)  # [rows, pictures, Y, X, 3]
     return sheet.swapaxes(1, 2).reshape(sheet.shape[0] * sheet.shape[2], -1, 3)
 
 
+def kept_rollouts(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) -> Iterator[Rollout]:
+    """Every step of the chosen pictures, in order: what the network saw, and the splats it answered."""
+    for numbers, steps in _rollouts(denoiser, plan, indices):
+        noisy = torch.stack([step.noisy for step in steps], dim=1).cpu()
+        fields = torch.stack([step.field for step in steps], dim=1).cpu()
+        for row, index in enumerate(numbers):
+            yield Rollout(index, [step.t for step in steps], noisy[row], fields[row])
+
+
+def _rollouts(
+    denoiser: Denoiser, plan: GenerationPlan, indices: Indices
+) -> Iterator[tuple[Indices, list[sampler.Step]]]:
+    """All steps of the chosen pictures, a batch of pictures at a time."""
+    for start in range(0, len(indices), plan.batch_size):
+        batch = indices.between(start, start + plan.batch_size)
+        noise = _noise(denoiser, plan, batch)
+        rollout = sampler.rollout(denoiser, noise, steps=plan.steps, solver=plan.solver, schedule=plan.schedule)
+        yield batch, list(rollout)
+
+
 def _noise(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) -> torch.Tensor:
     device = next(denoiser.parameters()).device
-    return sampler.noise(plan.seed, list(indices), *denoiser.size).to(device)
+    if not plan.between:
+        return sampler.noise(plan.seed, list(indices), *denoiser.size).to(device)
+    first, last = sampler.noise(plan.seed, [int(i) for i in plan.between.split(",")], *denoiser.size)
+    return sampler.slerp(first, last, torch.tensor(list(indices)) / (plan.count - 1)).to(device)
 
 
 class Generator:
@@ -94,14 +118,24 @@ class Generator:
         Image.fromarray(rollout_sheet(self._denoiser, self._plan, indices)).save(buffer, "PNG")
         self._store.write(ROLLOUT_FILE, buffer.getvalue())
 
+    def keep_rollouts(self, indices: Indices) -> None:
+        """Write every step of some pictures, to draw them from later."""
+        rollouts.write(self._store, self._plan, list(kept_rollouts(self._denoiser, self._plan, indices)))
+
 
 GeneratorActor = ray.remote(max_restarts=0)(Generator)
 
 
 @ray.remote(max_retries=0)
-def draw_rollout(indices: Indices, weights: bytes, plan: GenerationPlan, store: Store, use_gpu: bool) -> None:
-    """Write a rollout sheet, as a Ray task."""
-    Generator(weights, plan, store, use_gpu).draw_rollout(indices)
+def show_rollouts(
+    sheet: Indices | None, keep: Indices | None, weights: bytes, plan: GenerationPlan, store: Store, use_gpu: bool
+) -> None:
+    """Write the sheet of some rollouts and the steps of some, as a Ray task."""
+    generator = Generator(weights, plan, store, use_gpu)
+    if sheet:
+        generator.draw_rollout(sheet)
+    if keep:
+        generator.keep_rollouts(keep)
 
 
 def generate(
@@ -112,10 +146,12 @@ def generate(
     workers: int | None = None,
     device: str = "auto",
     rollout: Indices | None = None,
+    keep_rollout: Indices | None = None,
     stall_seconds: float = 3600.0,
 ) -> Summary:
-    """Make the dataset of `plan` in `store`, or complete it; with `rollout`, also the sheet of noise becoming cats.
+    """Make the dataset of `plan` in `store`, or complete it.
 
+    With `rollout`, also the sheet of noise becoming cats; with `keep_rollout`, the splats of every step of these.
     `workers`: how many actors, one a GPU or on CPUs; None for as many as the cluster has room for at any time. Uses
     the Ray cluster this process is connected to, or connects for the while. Raises UserError as `produce` does.
     """
@@ -129,11 +165,11 @@ def generate(
         start = GeneratorActor.options(**options).remote
         return ActorWorkers(lambda: start(*arguments), cluster.capacity(workers, **options))
 
-    with connect() if rollout else contextlib.nullcontext():
+    with connect() if rollout or keep_rollout else contextlib.nullcontext():
         summary = produce(plan, store, start_workers, partial(splats_card, plan), stall_seconds=stall_seconds)
-        if rollout:
+        if rollout or keep_rollout:
             with connect() as cluster:
                 use_gpu = cluster.has_gpu(device)
-                task = draw_rollout.options(num_gpus=1) if use_gpu else draw_rollout
-                ray.get(task.remote(rollout, weights, plan, store, use_gpu))
+                task = show_rollouts.options(num_gpus=1) if use_gpu else show_rollouts
+                ray.get(task.remote(rollout, keep_rollout, weights, plan, store, use_gpu))
     return summary

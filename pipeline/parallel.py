@@ -1,4 +1,4 @@
-"""Decoding on every core of one machine: an ordered map over threads in bounded memory."""
+"""Work on many cores of one machine: an ordered map over threads, and a source in a thread, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,18 +11,37 @@ from typing import TypeVar
 # Pillow releases Python's lock, so threads do; beyond this many, one reader cannot feed them.
 THREADS = min(16, os.cpu_count() or 1)
 WINDOW = 4 * THREADS
+_END = object()
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-def ordered(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Map `function` over `items` in threads, results in order, with at most WINDOW items in memory."""
+def ordered(
+    function: Callable[[Item], Result], items: Iterable[Item], *, threads: int = THREADS, window: int = WINDOW
+) -> Iterator[Result]:
+    """Map `function` over `items` in threads, results in order, with at most `window` items in memory."""
     waiting: deque[Future[Result]] = deque()
-    with ThreadPoolExecutor(THREADS) as pool:
+    pool = ThreadPoolExecutor(threads)
+    try:
         for item in items:
             waiting.append(pool.submit(function, item))
-            if len(waiting) >= WINDOW:
+            if len(waiting) >= window:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # nothing is waited for once the consumer, or one item, has failed
+
+
+def ahead(items: Iterable[Item], depth: int) -> Iterator[Item]:
+    """Iterate in one thread of its own, at most `depth` items ahead of the consumer."""
+    source = iter(items)
+    pool = ThreadPoolExecutor(1)
+    try:
+        coming = deque(pool.submit(next, source, _END) for _ in range(depth))
+        while (item := coming.popleft().result()) is not _END:
+            coming.append(pool.submit(next, source, _END))
+            yield item  # type: ignore[misc]
+    finally:
+        pool.shutdown(cancel_futures=True)

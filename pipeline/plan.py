@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
-from collections.abc import Container, Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeVar
 
@@ -25,6 +27,9 @@ FORMAT_VERSION = 1
 CODE_VERSION = "0.1.0"
 PLAN_FILE = "plan.json"
 DATA = "data"
+# Encodings whose files do not end with their names, and outputs that are one file a shard, with how it ends.
+EXTENSIONS = {"jpeg": "jpg", "raw": "ppm", "deflate": "tif"}
+SHARD_FILES = {"parquet": "parquet", "webdataset": "tar"}
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,15 @@ class Plan:
         """The file, or folder, below the root that holds a shard."""
         return f"{DATA}/{shard.name}.parquet"
 
-    def files(self, shard: Shard, there: Container[str]) -> list[str]:
+    def files(self, shard: Shard, there: Collection[str]) -> list[str]:
         """Of the files that are there below the root, those that hold a shard, in the order of its checksum."""
         return [name for name in (self.data(shard),) if name in there]
 
     def to_dict(self) -> dict[str, int | str]:
-        """The plan as it stands in plan.json."""
-        return {"format_version": FORMAT_VERSION, "kind": self.kind, **dataclasses.asdict(self)}
+        """The plan as it stands in plan.json: fields that came later only where they are not as they were before."""
+        before = _later_fields(type(self))
+        stated = {name: value for name, value in dataclasses.asdict(self).items() if value != before.get(name)}
+        return {"format_version": FORMAT_VERSION, "kind": self.kind, **stated}
 
     def to_json(self) -> str:
         """The text of plan.json; equal plans give equal text."""
@@ -118,6 +125,7 @@ class GenerationPlan(Plan):
     kernel: str
     neighbourhood: int
     precision: str = "float16"  # how splats are stored, one of pipeline.codec.CODECS
+    between: str = ""  # "a,b": picture i is i / (count - 1) of the way from the noise of picture a to that of picture b
 
     @property
     def pictures(self) -> Indices:
@@ -146,6 +154,12 @@ class RenderPlan(Plan):
     encoding: str
     quality: int  # 0 for an encoding without loss
     threads: int
+    region: str = "0.0,0.0,1.0,1.0"
+    fit: str = "stretch"
+    motion: str = "none"  # none: pictures stand still
+    path: str = ""  # of a zoom
+    frames: int = 1  # of a zoom
+    frame_milliseconds: int = 0
 
     @property
     def pictures(self) -> Indices:
@@ -155,18 +169,24 @@ class RenderPlan(Plan):
     @property
     def extension(self) -> str:
         """How the names of picture files end."""
-        return "jpg" if self.encoding == "jpeg" else self.encoding
+        return EXTENSIONS.get(self.encoding, self.encoding)
 
     def data(self, shard: Shard) -> str:
-        """The file that holds a shard; its folder if every picture is a file."""
-        return shard.name if self.output == "files" else super().data(shard)
+        """The file that holds a shard, or the folder where it is several."""
+        ending = SHARD_FILES.get(self.output)
+        return f"{DATA}/{shard.name}.{ending}" if ending else shard.name
 
-    def files(self, shard: Shard, there: Container[str]) -> list[str]:
+    def files(self, shard: Shard, there: Collection[str]) -> list[str]:
         """Of the files that are there below the root, those that hold a shard, in the order of its pictures."""
-        if self.output != "files":
+        if self.output in SHARD_FILES:
             return super().files(shard, there)
-        names = (f"{shard.name}/{file_name(index, self.extension)}" for index in shard.indices)
-        return [name for name in names if name in there]
+        # An animation of many pictures has the number of the first.
+        indices = itertools.islice(shard.indices, 1) if self.motion == "pictures" else shard.indices
+        stems = (f"{shard.name}/{index:08d}" for index in indices)
+        if self.output == "dzi":
+            tile = re.compile(rf"(?:{'|'.join(stems)})(?:\.dzi|_files/\d+/\d+_\d+\.{re.escape(self.extension)})")
+            return sorted(filter(tile.fullmatch, there))
+        return [name for name in (f"{stem}.{self.extension}" for stem in stems) if name in there]
 
 
 def file_name(index: int, extension: str) -> str:
@@ -207,7 +227,7 @@ def check(store: Store, plan: Plan) -> bool:
         found = _parse_json(store.read(PLAN_FILE), store.url)
     if found.get("kind") != plan.kind:
         raise UserError(f"{store.url} holds a dataset of {found.get('kind')!r}: give {plan.kind} another --out")
-    expected = plan.to_dict()
+    expected, found = ({**_later_fields(type(plan)), **fields} for fields in (plan.to_dict(), found))
     names = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     if names:
         differences = "; ".join(f"{n} is {found.get(n)!r} there, {expected.get(n)!r} here" for n in names)
@@ -251,7 +271,7 @@ def parse(found: dict[str, object], plan_type: type[AnyPlan], where: str) -> Any
         raise UserError(f"{where} is a dataset of {kind!r}, not of {' or '.join(map(repr, kinds))}")
     made = kinds[kind]
     types = {f.name: {"int": int, "str": str}[str(f.type)] for f in dataclasses.fields(made)}
-    values = {name: value for name, value in found.items() if name not in ("format_version", "kind")}
+    values = _later_fields(made) | {n: value for n, value in found.items() if n not in ("format_version", "kind")}
     wrong = [n for n, t in types.items() if type(values.get(n)) is not t] + [n for n in values if n not in types]
     for name in types.keys() - set(wrong):
         value, (low, high) = values[name], made.bounds.get(name, (0, LARGEST))
@@ -266,6 +286,12 @@ def parse(found: dict[str, object], plan_type: type[AnyPlan], where: str) -> Any
     except UserError as error:
         raise UserError(f"{where}: {PLAN_FILE} is damaged: {error}") from None
     return plan  # type: ignore[return-value]
+
+
+def _later_fields(plan_type: type[Plan]) -> dict[str, object]:
+    """The fields that the first plans did not have, with what was understood then: these plans are read as before."""
+    fields = dataclasses.fields(plan_type)
+    return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING and f.name != "code_version"}
 
 
 def _parse_json(text: bytes, where: str) -> dict[str, object]:

@@ -8,8 +8,10 @@ import json
 import platform
 import socket
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import torch
@@ -36,6 +38,7 @@ class Summary:
     bytes: int
     work_seconds: float
     devices: list[str]
+    timings: dict[str, float] = field(default_factory=dict)  # sums of the records'
 
 
 def produce(
@@ -80,10 +83,21 @@ def produce(
     return summary
 
 
-def commit(store: Store, shard: Shard, data: str, size: int, sha256: str, *, started: float, device: str) -> Record:
+def commit(
+    store: Store,
+    shard: Shard,
+    data: str,
+    size: int,
+    sha256: str,
+    *,
+    started: float,
+    device: str,
+    timings: Mapping[str, float] | None = None,
+) -> Record:
     """Write the record of a shard whose data are complete.
 
-    `started` is when the work began, by time.monotonic; `device`, cuda or cpu, where it was done.
+    `started` is when the work began, by time.monotonic; `device`, cuda or cpu, where it was done; `timings`, seconds of
+    the parts of the work, which the summary adds up.
     """
     indices = shard.indices
     record = Record(
@@ -102,7 +116,9 @@ def commit(store: Store, shard: Shard, data: str, size: int, sha256: str, *, sta
             "splatcats": CODE_VERSION,
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "pyarrow", "numpy", "pillow")},
+            "zlib": zlib.ZLIB_RUNTIME_VERSION,
         },
+        timings={name: round(seconds, 3) for name, seconds in (timings or {}).items()},
     )
     store.commit(record)
     return record
@@ -121,12 +137,22 @@ def _summarise(plan: Plan, store: Store) -> Summary:
     """Count what is committed, from the store and not from memory; UserError if that is not everything."""
     shards = pictures = size = 0
     seconds, devices = 0.0, set()
+    timings: Counter[str] = Counter()
     for record in store.committed():
         shards, pictures, size = shards + 1, pictures + record.rows, size + record.bytes
         seconds += record.seconds
         devices.add(record.device)
+        timings.update(record.timings)
     if (shards, pictures) != (plan.num_shards, len(plan.pictures)):
         raise UserError(
             f"{store.url} has {shards} of {plan.num_shards} shards: something else changes it; run the command again"
         )
-    return Summary(plan.fingerprint(), shards, pictures, size, round(seconds, 3), sorted(devices))
+    return Summary(
+        plan.fingerprint(),
+        shards,
+        pictures,
+        size,
+        round(seconds, 3),
+        sorted(devices),
+        {name: round(sum, 3) for name, sum in timings.items()},
+    )

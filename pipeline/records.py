@@ -31,6 +31,7 @@ class Record:
     host: str = ""
     device: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    timings: dict[str, float] = field(default_factory=dict)  # seconds of the parts of the work
 
     @classmethod
     def parse(cls, text: builtins.bytes) -> Record | None:

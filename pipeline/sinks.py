@@ -1,111 +1,148 @@
-"""Pictures out: encodings, and the forms in which a shard of encoded pictures is written."""
+"""Pictures out: the formats in which a shard of pictures is written, one function each, in one table."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
+import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
-from pipeline.plan import Shard, file_name
-from pipeline.store import DATA, Store
+from pipeline import pyramids
+from pipeline.encoders import Picture, describe
+from pipeline.plan import file_name
+from pipeline.press import Press, Written
 
-# Measured on cats at 512 px: level 1 takes 15 ms and 330 KiB, 4 30 ms and 318, 6 85 ms and 304, 9 263 ms and 297.
-PNG_LEVEL = 1
 ROW_GROUP = 16
+ROW_GROUP_BYTES = 1 << 26
+WHOLE_PICTURES = ("png", "jpeg", "webp", "avif", "raw", "gif")
 
 
-@dataclass(frozen=True)
-class Encoding:
-    """How a picture becomes bytes."""
+def write_files(press: Press) -> Written:
+    """One file a picture, in a folder a shard. Files are written where they are encoded, side by side."""
+    extension = press.plan.extension
 
-    extension: str
-    lossless: bool
-    largest_side: int  # in pixels
+    def save(picture: Picture, encoded: bytes) -> bytes:
+        press.store.write(f"{press.shard.name}/{file_name(picture.index, extension)}", encoded)
+        return encoded
+
+    digest, size = hashlib.sha256(), 0
+    for encoded in press.pictures(save):
+        digest.update(encoded)
+        size += len(encoded)
+    return Written(press.shard.name, size, digest.hexdigest())
 
 
-ENCODINGS = {
-    "png": Encoding("png", lossless=True, largest_side=32_768),
-    "jpeg": Encoding("jpg", lossless=False, largest_side=32_768),
-    "webp": Encoding("webp", lossless=False, largest_side=16_383),
+def write_webdataset(press: Press) -> Written:
+    """One tar file a shard: for each picture its file and, as .json, what is known of it; reproducible bytes."""
+    name, extension = press.plan.data(press.shard), press.plan.extension
+    with (
+        press.store.create(name) as output,
+        tarfile.open(fileobj=output.file, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        for picture, encoded in press.pictures(lambda picture, encoded: (picture, encoded)):
+            for kind, data in ((extension, encoded), ("json", describe(picture.facts).encode())):
+                # Owner, group, rights and time are the constants of TarInfo: nothing of this machine or hour.
+                member = tarfile.TarInfo(file_name(picture.index, kind))
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return Written(name, output.bytes, output.sha256)
+
+
+FACT_COLUMNS = {
+    "seed": pa.int64(),
+    "kernel": pa.string(),
+    "view": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "region": pa.string(),
+    "source": pa.string(),
 }
 
 
-def encode(picture: np.ndarray, encoding: str, quality: int, about: dict[str, str]) -> bytes:
-    """Encode uint8 [Y, X, 3]; the same picture gives the same bytes. PNG keeps `about` as text."""
-    options: dict[str, Any] = {"quality": quality}
-    if encoding == "png":
-        text = PngInfo()
-        for key, value in about.items():
-            text.add_text(key, value)
-        options = {"compress_level": PNG_LEVEL, "pnginfo": text}
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, encoding, **options)
-    return buffer.getvalue()
-
-
-@dataclass(frozen=True)
-class Written:
-    """A shard's data as its record will name them: file or folder, size, SHA-256 (of a folder's files joined)."""
-
-    data: str
-    bytes: int
-    sha256: str
-
-
-Pictures = Iterator[tuple[int, bytes]]
-"""Indices, ascending, and encoded pictures."""
-
-
-def write_files(store: Store, shard: Shard, extension: str, pictures: Pictures) -> Written:
-    """One file a picture, in a folder a shard."""
-    digest, size = hashlib.sha256(), 0
-    for index, encoded in pictures:
-        store.write(f"{shard.name}/{file_name(index, extension)}", encoded)
-        digest.update(encoded)
-        size += len(encoded)
-    return Written(shard.name, size, digest.hexdigest())
-
-
-def write_parquet(store: Store, shard: Shard, extension: str, pictures: Pictures) -> Written:
-    """One Parquet file with the columns `index` and `image`, which Hugging Face's `datasets` reads as pictures."""
-    features = {"index": {"dtype": "int64", "_type": "Value"}, "image": {"_type": "Image"}}
-    schema = pa.schema(
-        [("index", pa.int64()), ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))],
-        metadata={"huggingface": json.dumps({"info": {"features": features}})},
-    )
-    name = f"{DATA}/{shard.name}.parquet"
+def write_parquet(press: Press) -> Written:
+    """One Parquet file a shard: `index`, `image`, which Hugging Face's `datasets` reads as a picture, and the facts."""
+    name, extension = press.plan.data(press.shard), press.plan.extension
+    schema = _schema()
     with (
-        store.create(name) as output,
+        press.store.create(name) as output,
         pq.ParquetWriter(
             output.file,
             schema,
             compression="none",  # the pictures are compressed
-            use_dictionary=False,
+            use_dictionary=list(FACT_COLUMNS),
             write_statistics=["index"],
             write_page_checksum=True,
         ) as writer,
     ):
         rows: list[dict[str, Any]] = []
-        for index, encoded in pictures:
-            rows.append({"index": index, "image": {"bytes": encoded, "path": file_name(index, extension)}})
-            if len(rows) == ROW_GROUP:
+        size = 0
+        for facts, encoded in press.pictures(lambda picture, encoded: (picture.facts, encoded)):
+            image = {"bytes": encoded, "path": file_name(int(facts["index"]), extension)}
+            rows.append({**facts, "image": image})
+            size += len(encoded)
+            if len(rows) == ROW_GROUP or size > ROW_GROUP_BYTES:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
-                rows = []
+                rows, size = [], 0
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, schema))
     return Written(name, output.bytes, output.sha256)
 
 
-OUTPUTS: dict[str, Callable[[Store, Shard, str, Pictures], Written]] = {
-    "files": write_files,
-    "parquet": write_parquet,
+def _schema() -> pa.Schema:
+    plain = {"index": pa.int64(), **FACT_COLUMNS}
+    features: dict[str, Any] = {column: {"dtype": str(type), "_type": "Value"} for column, type in plain.items()}
+    features["image"] = {"_type": "Image"}
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns = [("index", pa.int64()), ("image", image), *FACT_COLUMNS.items()]
+    return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a shard of pictures is written."""
+
+    write: Callable[[Press], Written]
+    encodings: tuple[str, ...]  # the first is the default
+    contents: str  # of a shard, for the card
+    data_files: str = ""  # where Hugging Face's tools find the data
+    most_pixels: int = 1 << 28  # whole pictures are held in memory, about three at once
+    largest_side: int = 1 << 28
+    pictures_per_shard: int = 4096
+
+    @property
+    def tiled(self) -> bool:
+        """Whether pictures are drawn and written piece by piece, at several sizes."""
+        return self.pictures_per_shard == 1
+
+
+_TILED: dict[str, Any] = {
+    "most_pixels": pyramids.LARGEST_SIDE**2,
+    "largest_side": pyramids.LARGEST_SIDE,
+    "pictures_per_shard": 1,
+}
+
+FORMATS = {
+    "files": Format(write_files, WHOLE_PICTURES, "folders, one picture a file, named by its index"),
+    "webdataset": Format(
+        write_webdataset, WHOLE_PICTURES, "tar files, for each picture its file and a .json", "data/*.tar"
+    ),
+    "parquet": Format(
+        write_parquet,
+        WHOLE_PICTURES,
+        "Parquet files with the columns `index`, `image` (encoded bytes and a file name) and what is known of it",
+        "data/*.parquet",
+    ),
+    "tiff": Format(pyramids.write_tiff, ("deflate",), "tiled pyramids, one BigTIFF file a picture", **_TILED),
+    "dzi": Format(
+        pyramids.write_dzi,
+        ("png", "jpeg", "webp", "avif"),
+        "Deep Zoom pyramids, a .dzi and a folder of tiles a picture",
+        **_TILED,
+    ),
 }

@@ -170,7 +170,8 @@ class Store:
         if not self._local or not os.path.isdir(self._root):
             return 0
         root = Path(self._root)
-        folders = [root, root / DATA, root / RECORDS, *root.glob("shard-*")]
+        pyramids = root.glob("shard-*/*_files/*")
+        folders = [root, root / DATA, root / RECORDS, *root.glob("shard-*"), *pyramids]
         temporary = [
             Path(entry.path)
             for folder in folders

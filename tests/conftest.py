@@ -127,6 +127,15 @@ def cat_fields():
 
 
 @pytest.fixture(scope="session")
+def splats(ray_cluster, tiny_weights, tmp_path_factory) -> Path:
+    """A dataset of 20 pictures in 5 shards, with the rollouts of two."""
+    out = tmp_path_factory.mktemp("source") / "splats"
+    options = ["--out", str(out), "--weights", str(tiny_weights), "--count", "20", "--steps", "2", "--shard-size", "4"]
+    assert cli.run(generate.Options, generate.main, [*options, "--keep-rollout", "3,9"]) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
 def prepared_cats(tmp_path_factory) -> str:
     """The prepared set of the photographs in tests/photos: nine to train on, some of more than 128 pixels."""
     out = tmp_path_factory.mktemp("cats") / "prepared"

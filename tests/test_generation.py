@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from PIL import Image
 from jobs import cli, generate, verify
 from models import checkpoint, sampler
 from models.denoiser import DenoiserConfig
+from pipeline import rollouts
 from pipeline.dataset import SplatDataset
 from pipeline.generation import generate_shard
 from pipeline.indices import Indices
@@ -101,6 +103,39 @@ def test_the_rollout_sheet_goes_from_noise_to_the_generated_picture(clean, tiny_
     ((_, field),) = SplatDataset(str(clean)).read(Indices.parse("9"))
     drawn = denoiser.draw(field, 64, 64)[0].permute(1, 2, 0).clamp(-1, 1).numpy()
     np.testing.assert_allclose(sheet[-64:, -64:].astype(float) / 127.5 - 1, drawn, atol=0.03)
+
+
+def test_kept_rollouts_hold_every_step_and_end_as_the_dataset(splats):
+    source = SplatDataset(str(splats))
+    kept = list(rollouts.read(source, Indices.parse("3,9")))
+    assert rollouts.kept(source) == Indices.parse("3,9")
+    for rollout, (_, field) in zip(kept, source.read(Indices.parse("3,9")), strict=True):
+        assert rollout.times == pytest.approx(sampler.early(2)[:2])
+        assert rollout.noisy.shape == (2, 3, 64, 64)
+        expected = sampler.noise(0, [rollout.index], 64, 64)[0]
+        torch.testing.assert_close(rollout.noisy[0], expected, atol=2e-3, rtol=1e-3)  # float16
+        torch.testing.assert_close(rollout.fields[-1], field[0], atol=5e-3, rtol=2e-3)
+        assert (rollout.fields[0] - rollout.fields[1]).abs().max() > 0.01
+    assert b"meaning" in pq.read_schema(splats / "rollout.parquet").metadata[b"splatcats"]
+
+
+def test_a_morph_goes_from_one_picture_of_a_dataset_to_another(clean, tiny_weights, tmp_path):
+    options = ["--weights", str(tiny_weights), "--seed", "7", *QUICK, "--between", "2,13", "--frames", "5"]
+    assert command("--out", str(tmp_path / "morph"), *options) == 0
+    morph = torch.cat([fields for _, fields in SplatDataset(str(tmp_path / "morph")).read(Indices.parse("0-4"))])
+    ends = torch.cat([fields for _, fields in SplatDataset(str(clean)).read(Indices.parse("2,13"))])
+    torch.testing.assert_close(morph[[0, 4]], ends, atol=5e-3, rtol=2e-3)
+    for before, after in itertools.pairwise(morph):
+        assert 0 < (after - before).norm() < (ends[1] - ends[0]).norm()
+    assert command("--out", str(tmp_path / "morph"), *options[:-3], "2,14", "--frames", "5") == 1
+
+
+def test_the_noises_of_a_morph_keep_their_length():
+    a, b = sampler.noise(7, [2, 13], 64, 64)
+    way = sampler.slerp(a, b, torch.tensor([0.0, 0.25, 0.5, 1.0]))
+    torch.testing.assert_close(way[[0, 3]], torch.stack([a, b]))
+    torch.testing.assert_close(way.flatten(1).norm(dim=1), a.norm().expand(4), rtol=0.02, atol=0)
+    assert (0.5 * (a + b)).norm() < 0.75 * a.norm()  # what a straight line would do
 
 
 def test_killed_and_run_again_gives_the_bytes_of_an_uninterrupted_run(ray_cluster, tiny_weights, tmp_path):
@@ -201,6 +236,8 @@ def test_a_dry_run_prints_the_size_and_writes_nothing(tiny_weights, tmp_path, ca
         (["--precision", "int4"], "unknown precision 'int4'; known: compact, float16"),
         (["--rollout", "0-22"], "--count 22 makes the pictures 0-21"),
         (["--rollout", "a-b"], "cannot read the indices 'a-b'"),
+        (["--keep-rollout", "22"], "--keep-rollout 22: --count 22 makes the pictures 0-21"),
+        (["--between", "1,2"], "give --count, the number of pictures, or --between"),
         (["--weights", "nowhere.safetensors"], "no weights at nowhere.safetensors"),
         (["--out", "nonsense://x"], "cannot use nonsense://x"),
         (["--out", "/dev/null/x"], "cannot write to /dev/null/x"),
@@ -211,6 +248,22 @@ def test_mistakes_get_one_line_and_leave_nothing(tiny_weights, tmp_path, capsys,
     output = capsys.readouterr()
     assert message in output.err
     assert output.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "give --count, the number of pictures, or --between"),
+        (["--between", "3,3"], "--between 3,3: give two different indices"),
+        (["--between", "3-4"], "--between 3-4: give two different indices"),
+        (["--between", "3,4", "--frames", "1"], "--frames 1"),
+        (["--between", "3,4", "--frames", "5", "--rollout", "5"], "--frames 5 makes the pictures 0-4"),
+    ],
+)
+def test_mistakes_about_morphs(tmp_path, capsys, options, message):
+    assert command("--out", str(tmp_path / "out"), *options) == 1
+    assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

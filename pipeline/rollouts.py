@@ -1,0 +1,118 @@
+"""Rollouts kept beside a dataset: what the network saw and answered at every step, for a few pictures.
+
+ROOT/rollout.parquet has one row a network call: `index` of the picture, `step` from 0, `t` from 0 (noise) to 1 (clean),
+`noisy`, the picture [3, Y, X] that the network saw, and `splats`, those it answered, laid out as in the dataset's
+shards, both as float16 flattened in C order. The last step's splats are the dataset's, but for the last bits where
+other pictures were in the batch. The file explains itself in its schema metadata, as the shards do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from models.errors import UserError
+from pipeline.codec import Shape
+from pipeline.dataset import METADATA_KEY, SplatDataset, schema
+from pipeline.indices import Indices
+from pipeline.plan import GenerationPlan
+from pipeline.store import Store, damaged
+
+ROLLOUTS = "rollout.parquet"
+COLUMNS = {"index": pa.int64(), "step": pa.int32(), "t": pa.float32()}
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One picture: its steps: times [S], what the network saw [S, 3, Y, X], splat fields [S, H, W, K, P], float32."""
+
+    index: int
+    times: list[float]
+    noisy: Tensor
+    fields: Tensor
+
+
+def write(store: Store, plan: GenerationPlan, rollouts: list[Rollout]) -> None:
+    """Write the file, replacing an earlier one. The same rollouts give the same bytes."""
+    values = rollouts[0].noisy[0].numel()
+    columns = {**COLUMNS, "noisy": pa.list_(pa.float16(), values)}
+    columns["splats"] = pa.list_(pa.float16(), math.prod(Shape.of(plan).field))
+    explained = schema(dataclasses.replace(plan, precision="float16")).metadata[METADATA_KEY]
+    about = {METADATA_KEY: explained, b"noisy_shape": str(list(rollouts[0].noisy.shape[1:])).encode()}
+    table = pa.Table.from_batches([_batch(r, columns) for r in rollouts]).replace_schema_metadata(about)
+    with store.create(ROLLOUTS) as output:
+        pq.write_table(
+            table,
+            output.file,
+            row_group_size=max(len(r.times) for r in rollouts),
+            compression="zstd",
+            use_dictionary=False,
+            write_statistics=["index"],
+            write_page_checksum=True,
+        )
+
+
+def _batch(rollout: Rollout, columns: dict[str, pa.DataType]) -> pa.RecordBatch:
+    steps = len(rollout.times)
+    lists = {
+        name: pa.FixedSizeListArray.from_arrays(
+            pa.array(values.half().reshape(-1).cpu().numpy()), columns[name].list_size
+        )
+        for name, values in (("noisy", rollout.noisy), ("splats", rollout.fields))
+    }
+    plain = {"index": [rollout.index] * steps, "step": range(steps), "t": rollout.times}
+    arrays = [lists.get(name) if name in lists else pa.array(plain[name], type) for name, type in columns.items()]
+    return pa.record_batch(arrays, schema=pa.schema(list(columns.items())))
+
+
+def read(source: SplatDataset, indices: Indices) -> Iterator[Rollout]:
+    """The kept rollouts of the chosen pictures, in order, one in memory; they must be there, see `require`."""
+    plan = source.plan
+    for index in indices:
+        with source.store.open(ROLLOUTS) as file:
+            table = pq.read_table(file, filters=pc.field("index") == index).sort_by("step")
+        fields = _stacked(table, "splats").reshape(table.num_rows, *Shape.of(plan).field)
+        noisy = _stacked(table, "noisy").reshape(table.num_rows, 3, *_sides(table))
+        yield Rollout(index, table["t"].to_pylist(), torch.from_numpy(noisy), torch.from_numpy(fields))
+
+
+def kept(source: SplatDataset) -> Indices:
+    """The pictures whose rollouts were kept; UserError that says how to keep some if there are none."""
+    try:
+        with source.store.open(ROLLOUTS) as file:
+            found = pq.read_table(file, columns=["index"])["index"].to_pylist()
+    except FileNotFoundError:
+        raise UserError(f"{source.store.url} has no {ROLLOUTS}: run its generation again with --keep-rollout") from None
+    except (pa.ArrowInvalid, KeyError) as error:
+        raise UserError(damaged(source.store, ROLLOUTS, " ".join(str(error).split()))) from None
+    return Indices.parse(",".join(map(str, found)))
+
+
+def require(source: SplatDataset, indices: Indices) -> None:
+    """Check that the rollouts of these pictures were kept; UserError names those that were."""
+    there = kept(source)
+    if lacking := set(indices) - set(there):
+        raise UserError(
+            f"{source.store.path(ROLLOUTS)} has the pictures {there}, not {min(lacking)}: choose other --indices, or"
+            " generate again with --keep-rollout"
+        )
+
+
+def _stacked(table: pa.Table, name: str) -> np.ndarray:
+    return table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
+
+
+def _sides(table: pa.Table) -> tuple[int, int]:
+    """Height and width of the pictures that the network saw, from the file's metadata."""
+    _, height, width = json.loads(table.schema.metadata[b"noisy_shape"])
+    return height, width

@@ -1,0 +1,74 @@
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image, features
+
+from models.errors import UserError
+from pipeline import encoders
+from pipeline.encoders import ENCODINGS, Picture
+
+PHOTO = sorted((Path(__file__).parent / "photos").glob("*.jpg"))[0]
+FACTS = {"index": 7, "seed": 2**62, "kernel": "wavelet", "source": "ab" * 32}
+# What the README states for generated cats, which are as smooth as an enlarged photograph.
+STATED = {"jpeg": 45, "webp": 45, "avif": 45, "png": np.inf, "raw": np.inf}
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    side = 601  # odd: not a multiple of any block
+    return np.asarray(Image.open(PHOTO).convert("RGB").resize((64, 64)).resize((side, side), Image.Resampling.BICUBIC))
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    error = np.mean((a.astype(float) - b.astype(float)) ** 2)
+    return 10 * np.log10(255**2 / error) if error else np.inf
+
+
+@pytest.mark.parametrize("encoding", STATED)
+def test_pillow_reads_the_picture_and_what_is_known_of_it(photo, encoding):
+    made = ENCODINGS[encoding].encode(Picture(FACTS, [photo]), 90)
+    assert made == ENCODINGS[encoding].encode(Picture(FACTS, [photo.copy()]), 90)
+    read = Image.open(io.BytesIO(made))
+    assert read.mode == "RGB"
+    assert psnr(np.asarray(read), photo) >= STATED[encoding]
+    if encoding == "png":
+        assert json.loads(read.text["Description"]) == FACTS
+    elif encoding == "raw":
+        assert json.loads(made.split(b"\n")[1][2:]) == FACTS
+        assert np.array_equal(np.frombuffer(made[-photo.size :], np.uint8).reshape(photo.shape), photo)
+    else:
+        assert json.loads(read.getexif()[ExifTags.Base.ImageDescription]) == FACTS
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1), (2, 3)])
+def test_png_of_any_size(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(encoders.encode_png(Picture(FACTS, [pixels]), 0)))), pixels)
+
+
+def test_quality_is_passed_on(photo):
+    for encoding in ("jpeg", "webp", "avif"):
+        low, high = (len(ENCODINGS[encoding].encode(Picture(FACTS, [photo]), quality)) for quality in (30, 95))
+        assert low < 0.7 * high
+
+
+@pytest.mark.parametrize("encoding", ["webp", "gif"])
+def test_animations_keep_their_frames_and_times(photo, encoding):
+    frames = [np.roll(photo[::4, ::4], 9 * i, axis=1) for i in range(3)]
+    made = ENCODINGS[encoding].encode(Picture(FACTS, frames, [100, 100, 1000]), 90)
+    read = Image.open(io.BytesIO(made))
+    assert (read.n_frames, read.info["loop"]) == (3, 0)
+    for number, (frame, milliseconds) in enumerate(zip(frames, [100, 100, 1000], strict=True)):
+        read.seek(number)
+        assert psnr(np.asarray(read.convert("RGB")), frame) > 28  # a GIF has 256 colours
+        assert read.info["duration"] == milliseconds
+
+
+def test_a_pillow_without_avif_is_named(monkeypatch):
+    monkeypatch.setattr(features, "check", lambda name: name != "avif")
+    with pytest.raises(UserError, match=r"cannot write it; pip install 'pillow>=11.3'"):
+        encoders.require("avif")
+    encoders.require("webp")

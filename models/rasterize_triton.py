@@ -7,7 +7,8 @@ from each pixel's log-sum-exp.
 
 Splats whose weight is negligible at every pixel of a tile are skipped: those below 2^-cutoff of the largest weight
 there, by exact bounds over the tile. The cutoff grows with K such that all skipped splats together change a pixel by
-at most NEGLIGIBLE of the largest colour. Backward, a row of pixels is skipped where all of a patch's splats are so.
+at most `kernels.NEGLIGIBLE` of the largest colour. Backward, a row of pixels is skipped where all splats of a patch
+are negligible.
 
 Both passes are torch custom operators: `torch.compile` neither traces nor breaks at them, and they never wait for the
 device. The few kilobytes that say where pixels lie are uploaded when a size is first drawn, then kept, so draw a size
@@ -21,14 +22,12 @@ import torch
 import triton
 from torch import Tensor
 
-from models.kernels import DRAWABLE, log_window
+from models.kernels import DRAWABLE, cutoff, log_window
 from models.pixels import Axis
 from models.splats import PARAMETERS
 from models.triton_backward import backward, combine
 from models.triton_forward import forward
 
-# The part of the largest colour by which skipped splats may change a pixel, all together.
-NEGLIGIBLE = 1e-5
 # Tiles of the forward pass (pixel rows, columns, splats at once), by the least pixels that a patch has along x.
 FORWARD_TILES = {0: (8, 8, 2), 16: (8, 16, 2), 64: (8, 32, 1)}
 # Pixels of a row that the backward pass takes at once, the splats that a lane keeps, and the rows of one warp.
@@ -76,18 +75,10 @@ def _options(field: Tensor, kernel: str, neighbourhood: int) -> dict[str, object
         "KP": triton.next_power_of_2(splats),
         "SIDE": neighbourhood,
         "KERNEL": kernel,
-        "CUTOFF": cutoff(splats, neighbourhood),
+        "CUTOFF": cutoff(neighbourhood**2 * splats),
         "FAST": field.is_cuda,
         "num_stages": 1,
     }
-
-
-def cutoff(splats: int, neighbourhood: int) -> float:
-    """log2 of the largest weight over one that is negligible.
-
-    If the skipped weights are the part s of all, colour and mass are each off by at most that part: 2 s in the mean.
-    """
-    return math.log2(2 * neighbourhood**2 * splats / NEGLIGIBLE)
 
 
 def _launch_forward(

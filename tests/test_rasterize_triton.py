@@ -13,11 +13,11 @@ if DEVICE == "cpu":
 pytest.importorskip("triton", reason="the fused rasterizer needs Triton (Linux)")
 
 from models import rasterize_triton
-from models.kernels import DRAWABLE
+from models.kernels import DRAWABLE, NEGLIGIBLE
 from models.pixels import Axis
-from models.rasterize import _draw as reference
 from models.rasterize import rasterize, to_uint8
-from models.rasterize_triton import NEGLIGIBLE, draw
+from models.rasterize_torch import draw as reference
+from models.rasterize_triton import draw
 from models.splats import LIMITS, PARAMETERS, random_field
 
 VALUE_TOLERANCE = 1e-4  # absolute, in [-1, 1] display space
@@ -113,12 +113,13 @@ def test_skipping_negligible_splats_stays_within_its_bound(monkeypatch):
     axis_y, axis_x = whole(16, 1), whole(16, 2)
     field = field.requires_grad_()
     images, gradients = [], []
-    for negligible in (NEGLIGIBLE, 1e-30):
-        monkeypatch.setattr(rasterize_triton, "NEGLIGIBLE", negligible)
+    bound = NEGLIGIBLE[torch.float32]
+    for negligible in (bound, 1e-30):
+        monkeypatch.setitem(NEGLIGIBLE, torch.float32, negligible)
         images.append(draw(field, axis_y, axis_x, "wavelet", 3))
         gradients.append(torch.autograd.grad(images[-1].square().sum(), field)[0])
     assert not torch.equal(*images), "nothing was skipped"
-    assert (images[0] - images[1]).abs().max() <= NEGLIGIBLE * field[..., 5:8].abs().max() + 1e-6
+    assert (images[0] - images[1]).abs().max() <= bound * field[..., 5:8].abs().max() + 1e-6
     assert (gradients[0] - gradients[1]).norm() <= 1e-5 * gradients[1].norm()
 
 

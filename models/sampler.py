@@ -19,6 +19,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,6 +170,22 @@ def rollout(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str, sched
 def sample(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str, schedule: str = "early") -> Tensor:
     """The splat field [B, H, W, K, P] that a rollout ends with."""
     return deque(rollout(denoiser, noise, steps=steps, solver=solver, schedule=schedule), maxlen=1)[0].field
+
+
+def compile_backbone(denoiser: Denoiser, mode: str = "default") -> None:
+    """Compile the network of a denoiser in place, for batches of one size; its first call then takes up to a minute."""
+    denoiser.backbone.compile(dynamic=False, **compile_options(mode))
+
+
+def compile_options(mode: str) -> dict[str, Any]:
+    """Arguments of torch.compile for one of its modes, such that every process compiles the same arithmetic."""
+    import torch._inductor.config  # slow to load, and seldom needed
+
+    options = dict(torch._inductor.list_mode_options(mode))
+    # Kernels chosen by timing them would let the last bits depend on the process.
+    if mode == "default" and hasattr(torch._inductor.config, "deterministic"):
+        options["deterministic"] = True
+    return {"options": options}
 
 
 def noise(seed: int, indices: Sequence[int], height: int, width: int) -> Tensor:

@@ -4,48 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import time
 from functools import partial
 
 import numpy as np
-import pyarrow as pa
 import ray
 import torch
 from PIL import Image
 
 from models import checkpoint, sampler
 from models.denoiser import Denoiser
-from models.errors import UserError
 from models.rasterize import to_uint8
 from pipeline.cards import splats_card
 from pipeline.cluster import Cluster, connect
-from pipeline.dataset import to_table, write_table
+from pipeline.dataset import write_table
 from pipeline.indices import Indices
 from pipeline.plan import GenerationPlan, Shard
 from pipeline.production import Summary, commit, produce
+from pipeline.sampling import generate_shard, noise_of, prepare
 from pipeline.scheduling import ActorWorkers
 from pipeline.store import DATA, Record, Store
 
 ROLLOUT_FILE = "rollout.png"
 ROLLOUT_ROWS = 17
 ROLLOUT_COLUMNS = 64
-
-
-def generate_shard(denoiser: Denoiser, plan: GenerationPlan, shard: Shard) -> pa.Table:
-    """The splats of one shard, on the device the denoiser is on: columns `index` and `splats`.
-
-    On one kind of device a pure function of the arguments, and of torch's number of threads on a CPU: the noise of
-    a picture comes from its index, and the batches begin at the shard's first picture.
-    """
-    fields = []
-    for start in range(0, len(shard.indices), plan.batch_size):
-        noise = _noise(denoiser, plan, shard.indices.between(start, start + plan.batch_size))
-        field = sampler.sample(denoiser, noise, steps=plan.steps, solver=plan.solver, schedule=plan.schedule)
-        fields.append(field.half().cpu().numpy())
-    joined = np.concatenate(fields)
-    if not np.isfinite(joined).all():
-        raise UserError(f"the weights give splats that are not finite numbers, in {shard.name}: use other weights")
-    return to_table(plan, shard.indices, joined)
+# Two processes share a GPU: one computes while the other encodes, hashes and writes what it has computed.
+ACTORS_PER_GPU = 2
 
 
 def rollout_sheet(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) -> np.ndarray:
@@ -55,7 +40,8 @@ def rollout_sheet(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) ->
     """
     columns = []
     for start in range(0, len(indices), plan.batch_size):
-        noise = _noise(denoiser, plan, indices.between(start, start + plan.batch_size))
+        noise = noise_of(denoiser, plan, indices.between(start, start + plan.batch_size))
+        noise = noise.to(next(denoiser.parameters()).device)
         rows = [to_uint8(noise).cpu()]
         for step in sampler.rollout(denoiser, noise, steps=plan.steps, solver=plan.solver, schedule=plan.schedule):
             rows.append(to_uint8(denoiser.draw(step.field, *denoiser.size)).cpu())
@@ -65,18 +51,13 @@ def rollout_sheet(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) ->
     return sheet.swapaxes(1, 2).reshape(sheet.shape[0] * sheet.shape[2], -1, 3)
 
 
-def _noise(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) -> torch.Tensor:
-    device = next(denoiser.parameters()).device
-    return sampler.noise(plan.seed, list(indices), *denoiser.size).to(device)
-
-
 class Generator:
     """What runs in a Ray actor: the loaded model, and one shard after another."""
 
     def __init__(self, weights: bytes, plan: GenerationPlan, store: Store, use_gpu: bool) -> None:
         torch.set_num_threads(plan.threads)
         self._device = "cuda" if use_gpu else "cpu"
-        self._denoiser = checkpoint.parse(weights, "of the plan").to(self._device)
+        self._denoiser = prepare(checkpoint.parse(weights, "of the plan"), plan, self._device)
         self._plan, self._store = plan, store
 
     def work(self, shard: Shard) -> Record:
@@ -116,16 +97,17 @@ def generate(
 ) -> Summary:
     """Make the dataset of `plan` in `store`, or complete it; with `rollout`, also the sheet of noise becoming cats.
 
-    `workers`: how many actors, one a GPU or on CPUs; None for as many as the cluster has room for. Uses the Ray
+    `workers`: how many actors, two a GPU or on CPUs; None for as many as the cluster has room for. Uses the Ray
     cluster this process is connected to, or connects for the while. Raises UserError as `produce` does.
     """
 
     def start_workers(cluster: Cluster) -> ActorWorkers:
         use_gpu = cluster.has_gpu(device)
-        limit = workers or max(1, int(cluster.gpus if use_gpu else cluster.cpus / plan.threads))
+        limit = workers or max(1, int(cluster.gpus * ACTORS_PER_GPU if use_gpu else cluster.cpus / plan.threads))
         if use_gpu:
-            cluster.require_gpus(limit)
-        options = {"num_gpus": 1.0} if use_gpu else {"num_cpus": cluster.cpu_share(limit, plan.threads)}
+            cluster.require_gpus(math.ceil(limit / ACTORS_PER_GPU))
+        share = {"num_gpus": 1 / ACTORS_PER_GPU}
+        options = share if use_gpu else {"num_cpus": cluster.cpu_share(limit, plan.threads)}
         arguments = (ray.put(weights), plan, store, use_gpu)  # weights travel by the object store, once a node
         return ActorWorkers(lambda: GeneratorActor.options(**options).remote(*arguments), limit)
 

@@ -25,6 +25,8 @@ def eager_draw(field: Tensor, height: int, width: int) -> Tensor:
     batch, rows, columns, splats, _ = field.shape
     tall, wide = height // rows, width // columns
     padded = F.pad(field, (0, 0, 0, 0, 1, 1, 1, 1))
+    depth = F.pad(field[..., 8], (0, 0, 1, 1, 1, 1), value=-100.0)  # beyond the picture are no splats
+    padded = torch.cat([padded[..., :8], depth[..., None]], dim=-1)
     shifted = []
     for i in range(3):
         for j in range(3):

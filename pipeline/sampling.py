@@ -67,12 +67,11 @@ def _overlapped(denoiser: Denoiser, plan: GenerationPlan, noises: Iterator[Tenso
 
     Batches are filled up to the plan's size, so that a compiled network sees one shape.
     """
-
     copies = []
     for noise in noises:
         full = F.pad(noise, (0, 0, 0, 0, 0, 0, 0, plan.batch_size - len(noise))).pin_memory()
         field = _sample(denoiser, plan, full.to("cuda", non_blocking=True))[: len(noise)]
         copy = torch.empty(field.shape, dtype=torch.float16, pin_memory=True)
-        copies.append(copy.copy_(field, non_blocking=True))
+        copies.append(copy.copy_(field.half(), non_blocking=True))
     torch.cuda.synchronize()
     return [copy.numpy() for copy in copies]

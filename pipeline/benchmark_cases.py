@@ -120,7 +120,7 @@ def training_lpips(bench: Bench) -> None:
 def _train(bench: Bench, name: str, *, lpips: bool, detailed: float) -> None:
     device = torch.device(bench.device)
     objective = Objective(detail_perceptual_share=0.25)
-    recipe = Recipe(objective=objective, batch=512 if bench.cuda else 8, lpips=lpips)
+    recipe = Recipe(objective=objective, batch=512 if bench.cuda else 4, lpips=lpips)
     eyes = _random_lpips(device) if lpips else None
     state = State.new(recipe, device)
     rates: list[float] = []
@@ -147,7 +147,7 @@ def _train(bench: Bench, name: str, *, lpips: bool, detailed: float) -> None:
 
 
 def _train_baseline(bench: Bench, recipe: Recipe, detailed: float, eyes: Lpips | None) -> float:
-    recipe = dataclasses.replace(recipe, batch=100 if bench.cuda else 4)
+    recipe = dataclasses.replace(recipe, batch=100 if bench.cuda else 2)
     model = EagerDenoiser(recipe.model).to(bench.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
     batch = make_batch(recipe, _random_pictures(torch.device(bench.device), detailed), 0, 0, 1)
@@ -205,7 +205,7 @@ def network(bench: Bench) -> None:
 
 def rollout(bench: Bench) -> None:
     """Whole rollouts from noise on the device, each solver."""
-    batch, some, steps = (2048, 64, CALLS) if bench.cuda else (4, 4, 4)
+    batch, some, steps = (2048, 64, CALLS) if bench.cuda else (2, 2, 4)
     noise = sampler.noise(0, range(batch), 64, 64).to(bench.device)
     for solver in SOLVERS:
         bench.measure(

@@ -17,7 +17,7 @@ TILES = {
     1024: [(8, 16, 2), (16, 16, 1), (8, 32, 1), (4, 32, 1), (16, 16, 2), (16, 32, 1), (8, 16, 1)],
 }
 # Pixels at once, and splats a lane.
-BLOCKS = [(8, 4), (8, 2), (8, 8), (16, 4), (4, 4), (16, 8)]
+BLOCKS = [(8, 4), (8, 2), (16, 8), (16, 4), (4, 2)]
 MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
 COUNT = {64: 4096, 128: 1024, 1024: 16}
 

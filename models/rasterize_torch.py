@@ -31,6 +31,8 @@ LOG2E = math.log2(math.e)
 
 def draw(field: Tensor, axis_y: Axis, axis_x: Axis, kernel: str, neighbourhood: int) -> Tensor:
     """Samples [B, 3, Y, X] of splat fields [B, H, W, K, P] at the crossings of two axes, in the field's float type."""
+    if len(field) == 0:
+        return field.new_zeros(0, 3, len(axis_y), len(axis_x)) + field.sum()  # a gradient, if an empty one
     near = _neighbours(field, neighbourhood)
     home_y, place_y = axis_y.centres()
     index_x, offset_x, home_x = _tiles(axis_x)

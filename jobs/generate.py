@@ -68,7 +68,7 @@ class Options:
     """Threads of an actor on a CPU; part of the plan, since they change the last bits."""
 
     workers: int | None = None
-    """Number of actors; one a GPU, or CPU, of the cluster if not given."""
+    """Number of actors; two a GPU, or one a CPU, of the cluster if not given."""
 
     device: str = "auto"
     """auto (GPUs where the cluster has some), cpu or gpu."""

@@ -14,11 +14,14 @@ from torch import Tensor
 
 # A splat's weight is exp(d - FALLOFF q): a soft z-buffer that prefers near splats of high depth.
 FALLOFF = 4.0
+# The part of the largest colour by which splats that are left out may change a pixel, all together.
+NEGLIGIBLE = {torch.float32: 1e-5, torch.float64: 1e-12}
 
 
 def wavelet(q: Tensor) -> Tensor:
     """exp(-0.9 q) cos(6 q): a cosine-modulated Gaussian."""
-    return torch.exp(-0.9 * q) * torch.cos(6.0 * q)
+    # On a CPU, 2^x takes torch a third of the time of e^x.
+    return torch.exp2((-0.9 / math.log(2.0)) * q) * torch.cos(6.0 * q)
 
 
 def sharp(q: Tensor) -> Tensor:
@@ -52,3 +55,11 @@ def log_window(position: Tensor) -> Tensor:
     outside = torch.maximum(-position, position - 1.0).clamp(0.0, 1.0)
     # The raised cosine (1 + cos(pi x)) / 2 written as a square: exact near its zero, where fp32 would cancel.
     return 2.0 * torch.log(torch.cos(0.5 * math.pi * outside).clamp(min=0.0)).where(outside < 1.0, -math.inf)
+
+
+def cutoff(splats: int, dtype: torch.dtype = torch.float32) -> float:
+    """log2 of the largest weight over one that is negligible, where `splats` splats reach a pixel.
+
+    If the weights left out are the part s of all, colour and mass are each off by at most that part: 2 s in the mean.
+    """
+    return math.log2(2 * splats / NEGLIGIBLE[dtype])

@@ -1,13 +1,14 @@
 """Fused Triton kernels for `models.rasterize`: the same blend in one launch forward and two backward, CUDA fp32.
 
 Splats are binned by construction: a pixel sees the splats of its 3x3 patches and no others, so nothing is sorted and
-nothing is accumulated atomically; results are deterministic. One program draws one tile of one patch's pixels. It walks
-the neighbours twice, K splats at a time: first for each pixel's largest logit, then for the sums. Logits are kept in
-units of log 2. The backward pass recomputes the weights from each pixel's log-sum-exp; a program writes the gradients
-that its tile gives to each neighbour's splats, and a last kernel gathers them for every splat from its 3x3 patches.
+nothing is accumulated atomically; results are deterministic. Forward, one warp draws one tile of one patch's pixels.
+Backward, one warp gathers the gradients of one patch's splats from its 3x3 patches of pixels, recomputing the weights
+from each pixel's log-sum-exp.
 
-Where a patch has many tiles, a neighbour all of whose weights are below 2^-CUTOFF of the largest weight at every pixel
-of the tile is skipped. That changes a pixel by at most 2 * 9 K * 2^-CUTOFF of the largest colour: 4.3e-6 for K = 16.
+Splats whose weight is negligible at every pixel of a tile are skipped: those below 2^-cutoff of the largest weight
+there, by exact bounds over the tile. The cutoff grows with K such that all skipped splats together change a pixel by
+at most `kernels.NEGLIGIBLE` of the largest colour. Backward, a row of pixels is skipped where all splats of a patch
+are negligible.
 
 Both passes are torch custom operators: `torch.compile` neither traces nor breaks at them, and they never wait for the
 device. The few kilobytes that say where pixels lie are uploaded when a size is first drawn, then kept, so draw a size
@@ -21,18 +22,19 @@ import torch
 import triton
 from torch import Tensor
 
-from models import triton_kernels
-from models.kernels import DRAWABLE, log_window
+from models.kernels import DRAWABLE, cutoff, log_window
 from models.pixels import Axis
 from models.splats import PARAMETERS
+from models.triton_backward import backward, combine
+from models.triton_forward import forward
 
-# Pixels of a tile (rows, columns) and the splat-pixel pairs that one thread holds at once, which sets the warps.
-# Measured on an H100, forward: 868 k pictures/s at 64 px; tiles of 8x8 with 8 pairs 679 k, with 16 pairs 809 k.
-FORWARD_TILE, FORWARD_PAIRS = (4, 8), 16
-BACKWARD_TILE, BACKWARD_PAIRS = (4, 8), 16
-# A patch of at least this many tiles is worth testing its neighbours for negligible weight.
-CULLED_TILES = 4
-COMBINED_PATCHES = 8
+# Tiles of the forward pass (pixel rows, columns, splats at once), by the least pixels that a patch has along x.
+FORWARD_TILES = {0: (8, 8, 2), 16: (8, 16, 2), 64: (8, 32, 1)}
+# Pixels of a row that the backward pass takes at once, the splats that a lane keeps, and the rows of one warp.
+BACKWARD_BLOCK, BACKWARD_SPLATS, BACKWARD_PIXELS = 8, 4, 512
+# Below so many pixels along a patch hardly any of its rows is negligible to all splats of a neighbour.
+CULLED_PIXELS = 32
+COMBINED_SPLATS = 64
 
 
 @functools.lru_cache(maxsize=1024)
@@ -56,48 +58,54 @@ def _places(axis: Axis, neighbourhood: int, device: torch.device) -> tuple[Tenso
 
 
 def _geometry(
-    field: Tensor, axis_y: Axis, axis_x: Axis, neighbourhood: int, tile: tuple[int, int]
-) -> tuple[list[Tensor], list[int], int]:
-    """Launch arguments shared by both passes (tables, then sizes) and the tiles of a patch."""
+    field: Tensor, axis_y: Axis, axis_x: Axis, neighbourhood: int
+) -> tuple[list[Tensor], list[int], tuple[int, int]]:
+    """Launch arguments of both passes (tables, then sizes), and the most pixels of a patch along either axis."""
     edges_y, place_y, first_row, drawn_rows, most_y = _places(axis_y, neighbourhood, field.device)
     edges_x, place_x, first_column, drawn_columns, most_x = _places(axis_x, neighbourhood, field.device)
-    tiles_y, tiles_x = triton.cdiv(most_y, tile[0]), triton.cdiv(most_x, tile[1])
-    rows, columns = field.shape[1:3]
-    sizes = [rows, columns, first_row, first_column, drawn_rows, drawn_columns, tiles_y, tiles_x]
-    return [edges_y, place_y, edges_x, place_x], [*sizes, len(axis_y), len(axis_x)], tiles_y * tiles_x
+    sizes = [*field.shape[1:3], first_row, first_column, drawn_rows, drawn_columns, len(axis_y), len(axis_x)]
+    return [edges_y, place_y, edges_x, place_x], sizes, (most_y, most_x)
 
 
-def _warps(tile: tuple[int, int], splats: int, pairs: int) -> int:
-    """Warps that give each thread at most about `pairs` of a tile's splat-pixel pairs with one patch."""
-    return min(8, max(1, tile[0] * tile[1] * splats // (32 * pairs)))
+def _options(field: Tensor, kernel: str, neighbourhood: int) -> dict[str, object]:
+    """What both passes are compiled for."""
+    splats = field.shape[3]
+    return {
+        "K": splats,
+        "KP": triton.next_power_of_2(splats),
+        "SIDE": neighbourhood,
+        "KERNEL": kernel,
+        "CUTOFF": cutoff(neighbourhood**2 * splats),
+        "FAST": field.is_cuda,
+        "num_stages": 1,
+    }
 
 
 def _launch_forward(
-    field: Tensor, axis_y: Axis, axis_x: Axis, kernel: str, neighbourhood: int, keep_lse: bool
+    field: Tensor, axis_y: Axis, axis_x: Axis, kernel: str, neighbourhood: int, keep_lse: bool, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    batch, _, _, splats, _ = field.shape
-    image, lse = _outputs(field, len(axis_y), len(axis_x), keep_lse)
-    if batch == 0:
+    image, lse = _outputs(field, len(axis_y), len(axis_x), keep_lse, dtype)
+    if len(field) == 0:
         return image, lse
-    tables, sizes, tiles = _geometry(field, axis_y, axis_x, neighbourhood, FORWARD_TILE)
-    padded = triton.next_power_of_2(splats)
-    triton_kernels.forward[(batch * sizes[4] * sizes[5] * tiles,)](
+    tables, sizes, (most_y, most_x) = _geometry(field, axis_y, axis_x, neighbourhood)
+    block_y, block_x, group = FORWARD_TILES[max(least for least in FORWARD_TILES if least <= most_x)]
+    tiles = triton.cdiv(most_y, block_y), triton.cdiv(most_x, block_x)
+    options = _options(field, kernel, neighbourhood)
+    words = neighbourhood**2 * max(1, triton.next_power_of_2(field.shape[3]) // 16)
+    forward[(len(field) * sizes[4] * sizes[5] * tiles[0] * tiles[1],)](
         field,
         *tables,
         image,
         lse,
         *sizes,
-        K=splats,
-        KP=padded,
-        SIDE=neighbourhood,
-        KERNEL=kernel,
-        BLOCK_Y=FORWARD_TILE[0],
-        BLOCK_X=FORWARD_TILE[1],
-        CULL=tiles >= CULLED_TILES,
+        *tiles,
+        SLOTS=triton.next_power_of_2(words),
+        BLOCK_Y=block_y,
+        BLOCK_X=block_x,
+        GROUP=group,
         KEEP_LSE=keep_lse,
-        FAST=field.is_cuda,
-        num_warps=_warps(FORWARD_TILE, padded, FORWARD_PAIRS),
-        num_stages=1,
+        num_warps=1,
+        **options,
     )
     return image, lse
 
@@ -116,11 +124,15 @@ def _launch_backward(
     to_field = torch.empty_like(field)
     if batch == 0:
         return to_field
-    tables, sizes, tiles = _geometry(field, axis_y, axis_x, neighbourhood, BACKWARD_TILE)
-    padded = triton.next_power_of_2(splats)
-    drawn = batch * sizes[4] * sizes[5]
-    partial = field.new_empty(drawn, tiles, neighbourhood**2, len(PARAMETERS), splats)
-    triton_kernels.backward[(drawn * tiles,)](
+    tables, sizes, (most_y, most_x) = _geometry(field, axis_y, axis_x, neighbourhood)
+    padded_x = BACKWARD_BLOCK * triton.cdiv(most_x, BACKWARD_BLOCK)
+    strip_rows = max(1, BACKWARD_PIXELS // padded_x)
+    strips = triton.cdiv(most_y, strip_rows)
+    options = _options(field, kernel, neighbourhood)
+    lanes = triton.next_power_of_2(splats) * BACKWARD_BLOCK // BACKWARD_SPLATS
+    patches = batch * rows * columns
+    partial = field.new_empty(patches, strips, len(PARAMETERS), splats)
+    backward[(patches * strips,)](
         field,
         *tables,
         image,
@@ -128,38 +140,24 @@ def _launch_backward(
         gradient,
         partial,
         *sizes,
-        K=splats,
-        KP=padded,
-        SIDE=neighbourhood,
-        KERNEL=kernel,
-        BLOCK_Y=BACKWARD_TILE[0],
-        BLOCK_X=BACKWARD_TILE[1],
-        CULL=tiles >= CULLED_TILES,
-        FAST=field.is_cuda,
-        num_warps=_warps(BACKWARD_TILE, padded, BACKWARD_PAIRS),
-        num_stages=1,
+        strips,
+        strip_rows,
+        BLOCK=BACKWARD_BLOCK,
+        CULL=most_x >= CULLED_PIXELS,
+        num_warps=min(8, max(1, lanes // 32)),
+        **options,
     )
-    partial = partial.sum(1) if tiles > 1 else partial
-    patches = batch * rows * columns
-    triton_kernels.combine[(triton.cdiv(patches, COMBINED_PATCHES),)](
-        field,
-        partial,
-        to_field,
-        patches,
-        *sizes[:6],
-        K=splats,
-        KP=padded,
-        SIDE=neighbourhood,
-        BLOCK=COMBINED_PATCHES,
-        num_warps=4,
-        num_stages=1,
+    count = patches * splats
+    combine[(triton.cdiv(count, COMBINED_SPLATS),)](
+        field, partial, to_field, count, strips, K=splats, BLOCK=COMBINED_SPLATS, num_warps=4, num_stages=1
     )
     return to_field
 
 
-def _outputs(field: Tensor, height: int, width: int, keep_lse: bool) -> tuple[Tensor, Tensor]:
-    batch = field.shape[0]
-    image = field.new_empty(batch, 3, height, width)
+def _outputs(field: Tensor, height: int, width: int, keep_lse: bool, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    batch = len(field)
+    layout = torch.channels_last if dtype == torch.uint8 else torch.contiguous_format
+    image = torch.empty((batch, 3, height, width), dtype=dtype, device=field.device, memory_format=layout)
     return image, field.new_empty((batch, height, width) if keep_lse else (0,))
 
 
@@ -175,16 +173,16 @@ def _axis(sizes: list[int], span: list[float]) -> Axis:
 @torch.library.custom_op(
     "splatcats::draw",
     mutates_args=(),
-    schema=f"(Tensor field, {_AXES}, bool keep_lse) -> (Tensor, Tensor)",
+    schema=f"(Tensor field, {_AXES}, bool keep_lse, ScalarType dtype) -> (Tensor, Tensor)",
 )
-def _draw_operator(field, sizes_y, span_y, sizes_x, span_x, kernel, neighbourhood, keep_lse):  # type: ignore[no-untyped-def]
+def _draw_operator(field, sizes_y, span_y, sizes_x, span_x, kernel, neighbourhood, keep_lse, dtype):  # type: ignore[no-untyped-def]
     axes = _axis(sizes_y, span_y), _axis(sizes_x, span_x)
-    return _launch_forward(field.contiguous(), *axes, kernel, neighbourhood, keep_lse)
+    return _launch_forward(field.contiguous(), *axes, kernel, neighbourhood, keep_lse, dtype)
 
 
 @_draw_operator.register_fake
-def _(field, sizes_y, span_y, sizes_x, span_x, kernel, neighbourhood, keep_lse):  # type: ignore[no-untyped-def]
-    return _outputs(field, sizes_y[3] - sizes_y[2], sizes_x[3] - sizes_x[2], keep_lse)
+def _(field, sizes_y, span_y, sizes_x, span_x, kernel, neighbourhood, keep_lse, dtype):  # type: ignore[no-untyped-def]
+    return _outputs(field, sizes_y[3] - sizes_y[2], sizes_x[3] - sizes_x[2], keep_lse, dtype)
 
 
 @torch.library.custom_op(
@@ -205,27 +203,30 @@ def _(gradient, field, image, lse, sizes_y, span_y, sizes_x, span_x, kernel, nei
 
 
 def _remember(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    field, *ctx.arguments, _ = inputs
+    field, *ctx.arguments, _, _ = inputs
     ctx.save_for_backward(field, *output)
 
 
 def _differentiate(ctx, gradient, _):  # type: ignore[no-untyped-def]
-    return _backward_operator(gradient, *ctx.saved_tensors, *ctx.arguments), *[None] * 7
+    return _backward_operator(gradient, *ctx.saved_tensors, *ctx.arguments), *[None] * 8
 
 
 _draw_operator.register_autograd(_differentiate, setup_context=_remember)
 
 
-def draw(field: Tensor, axis_y: Axis, axis_x: Axis, kernel: str, neighbourhood: int) -> Tensor:
+def draw(
+    field: Tensor, axis_y: Axis, axis_x: Axis, kernel: str, neighbourhood: int, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """Samples [B, 3, Y, X] of splat fields [B, H, W, K, 9], fp32, at the crossings of two axes.
 
-    The same function as the reference in `models.rasterize`, to 1e-4, and once differentiable in `field`.
+    The same function as the reference in `models.rasterize`, to 1e-4, and once differentiable in `field`. `dtype` is
+    that of the samples: float32; float16; or uint8, clamped, rounded, and laid out channels last, without gradient.
     """
     assert kernel in DRAWABLE
     assert field.dtype == torch.float32
-    keep_lse = torch.is_grad_enabled() and field.requires_grad
+    keep_lse = torch.is_grad_enabled() and field.requires_grad and dtype == torch.float32
     arguments = []
     for axis in (axis_y, axis_x):
         arguments += [[axis.pixels, axis.patches, axis.first, axis.last], [axis.start, axis.stop]]
-    image, _ = _draw_operator(field, *arguments, kernel, neighbourhood, keep_lse)
+    image, _ = _draw_operator(field if keep_lse else field.detach(), *arguments, kernel, neighbourhood, keep_lse, dtype)
     return image

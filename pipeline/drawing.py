@@ -63,6 +63,7 @@ def _band(fields: Tensor, frame: Frame, plan: RenderPlan, top: int, bottom: int)
             kernel=plan.kernel,
             neighbourhood=plan.neighbourhood,
             view=plan.view,
+            dtype=torch.uint8,
         )
         inside = _to_host(to_uint8(drawn))
         if inside.shape[1:3] == (bottom - top, frame.width):

@@ -4,51 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import time
 from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-import pyarrow as pa
 import ray
 import torch
 from PIL import Image
 
 from models import checkpoint, sampler
 from models.denoiser import Denoiser
-from models.errors import UserError
 from models.rasterize import to_uint8
 from pipeline import rollouts
 from pipeline.cards import splats_card
 from pipeline.cluster import Cluster, connect
-from pipeline.dataset import to_table, write_table
+from pipeline.dataset import write_table
 from pipeline.indices import Indices
 from pipeline.plan import GenerationPlan, Shard
 from pipeline.production import Summary, commit, produce
 from pipeline.rollouts import Rollout
+from pipeline.sampling import generate_shard, noise_of, prepare
 from pipeline.store import DATA, Record, Store
 from pipeline.workers import ActorWorkers
 
 ROLLOUT_FILE = "rollout.png"
 ROLLOUT_ROWS = 17
 ROLLOUT_COLUMNS = 64
-
-
-def generate_shard(denoiser: Denoiser, plan: GenerationPlan, shard: Shard) -> pa.Table:
-    """The splats of one shard, on the device the denoiser is on: its table, see `dataset.schema`.
-
-    On one kind of device a pure function of the arguments, and of torch's number of threads on a CPU: the noise of
-    a picture comes from its index, and the batches begin at the shard's first picture.
-    """
-    tables = []
-    for start in range(0, len(shard.indices), plan.batch_size):
-        indices = shard.indices.between(start, start + plan.batch_size)
-        noise = _noise(denoiser, plan, indices)
-        field = sampler.sample(denoiser, noise, steps=plan.steps, solver=plan.solver, schedule=plan.schedule)
-        if not torch.isfinite(field.half()).all():
-            raise UserError(f"the weights give splats that are not finite numbers, in {shard.name}: use other weights")
-        tables.append(to_table(plan, indices, field.float().cpu().numpy()))
-    return pa.concat_tables(tables)
+# Two processes share a GPU: one computes while the other encodes, hashes and writes what it has computed.
+ACTORS_PER_GPU = 2
 
 
 def rollout_sheet(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) -> np.ndarray:
@@ -81,17 +66,9 @@ def _rollouts(
     """All steps of the chosen pictures, a batch of pictures at a time."""
     for start in range(0, len(indices), plan.batch_size):
         batch = indices.between(start, start + plan.batch_size)
-        noise = _noise(denoiser, plan, batch)
+        noise = noise_of(denoiser, plan, batch).to(next(denoiser.parameters()).device)
         rollout = sampler.rollout(denoiser, noise, steps=plan.steps, solver=plan.solver, schedule=plan.schedule)
         yield batch, list(rollout)
-
-
-def _noise(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) -> torch.Tensor:
-    device = next(denoiser.parameters()).device
-    if not plan.between:
-        return sampler.noise(plan.seed, list(indices), *denoiser.size).to(device)
-    first, last = sampler.noise(plan.seed, [int(i) for i in plan.between.split(",")], *denoiser.size)
-    return sampler.slerp(first, last, torch.tensor(list(indices)) / (plan.count - 1)).to(device)
 
 
 class Generator:
@@ -100,7 +77,7 @@ class Generator:
     def __init__(self, weights: bytes, plan: GenerationPlan, store: Store, use_gpu: bool) -> None:
         torch.set_num_threads(plan.threads)
         self._device = "cuda" if use_gpu else "cpu"
-        self._denoiser = checkpoint.parse(weights, "of the plan").to(self._device)
+        self._denoiser = prepare(checkpoint.parse(weights, "of the plan"), plan, self._device)
         self._plan, self._store = plan, store
 
     def work(self, shard: Shard) -> Record:
@@ -152,15 +129,16 @@ def generate(
     """Make the dataset of `plan` in `store`, or complete it.
 
     With `rollout`, also the sheet of noise becoming cats; with `keep_rollout`, the splats of every step of these.
-    `workers`: how many actors, one a GPU or on CPUs; None for as many as the cluster has room for at any time. Uses
+    `workers`: how many actors, two a GPU or on CPUs; None for as many as the cluster has room for at any time. Uses
     the Ray cluster this process is connected to, or connects for the while. Raises UserError as `produce` does.
     """
 
     def start_workers(cluster: Cluster) -> ActorWorkers:
         use_gpu = cluster.has_gpu(device)
         if use_gpu:
-            cluster.require_gpus(workers or 1)
-        options = {"num_gpus": 1.0} if use_gpu else {"num_cpus": cluster.cpu_share(workers or 1, plan.threads)}
+            cluster.require_gpus(math.ceil((workers or 1) / ACTORS_PER_GPU))
+        share = {"num_gpus": 1 / ACTORS_PER_GPU}
+        options = share if use_gpu else {"num_cpus": cluster.cpu_share(workers or 1, plan.threads)}
         arguments = (ray.put(weights), plan, store, use_gpu)  # weights travel by the object store, once a node
         start = GeneratorActor.options(**options).remote
         return ActorWorkers(lambda: start(*arguments), cluster.capacity(workers, **options))

@@ -19,9 +19,9 @@ from models import checkpoint, sampler
 from models.denoiser import DenoiserConfig
 from pipeline import rollouts
 from pipeline.dataset import SplatDataset
-from pipeline.generation import generate_shard
 from pipeline.indices import Indices
 from pipeline.plan import PLAN_FILE
+from pipeline.sampling import generate_shard
 
 ROOT = Path(__file__).parents[1]
 COUNT = 22

@@ -9,7 +9,7 @@ import torch
 from conftest import border_ratio
 
 from models.errors import UserError
-from models.kernels import KERNELS
+from models.kernels import KERNELS, NEGLIGIBLE
 from models.rasterize import VIEWS, rasterize, to_uint8
 from models.splats import LIMITS, PARAMETERS, activate, initial_raw, random_field
 
@@ -108,6 +108,28 @@ def test_memory_does_not_grow_with_the_picture():
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
     assert int(out.stdout) < 0.7 * 2**20, "a picture of 4 Mpx took more than 0.7 GiB"
+
+
+def test_splats_left_out_of_a_tile_do_not_change_it(generator, monkeypatch):
+    field = random_field(generator, 1, 2, 2, 16)
+    drawn = rasterize(field, 384, 320)
+    monkeypatch.setitem(NEGLIGIBLE, torch.float32, 1e-30)
+    complete = rasterize(field, 384, 320)
+    assert not torch.equal(drawn, complete), "nothing was left out"
+    torch.testing.assert_close(drawn, complete, atol=2e-5, rtol=0)
+    # Another order of sums than in large tiles, and other tiles than at double precision.
+    exact = rasterize(field.double(), 384, 320)
+    torch.testing.assert_close(complete.double(), exact, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_small_types_are_the_float_picture_rounded(generator, view):
+    field = random_field(generator, 2, 2, 2, 4)
+    exact = rasterize(field, 24, 8, view=view)
+    assert torch.equal(rasterize(field, 24, 8, view=view, dtype=torch.float16), exact.half())
+    levels = rasterize(field, 24, 8, view=view, dtype=torch.uint8)
+    assert levels.shape == exact.shape
+    assert torch.equal(to_uint8(levels), to_uint8(exact))
 
 
 def test_raw_outputs_become_physical():

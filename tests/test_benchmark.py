@@ -1,0 +1,55 @@
+"""The benchmark on a CPU: what it compares with draws the same pictures; a run leaves a table and figures."""
+
+import json
+import subprocess
+import sys
+
+import torch
+
+from jobs import benchmark, cli
+from models.rasterize import rasterize
+from models.splats import random_field
+from pipeline.benchmark_baseline import eager_draw
+
+
+def test_the_baseline_draws_what_the_rasterizer_draws():
+    # Inside one patch far from its borders the windows, which the baseline has not, are 1 for the home patch alone.
+    field = random_field(torch.Generator().manual_seed(0), 2, 3, 2, 16)
+    field[..., :2] = 0.5
+    field[..., 2:4] = 6.0
+    field[..., 4] = 0.0
+    drawn, eager = rasterize(field, 48, 32), eager_draw(field, 48, 32)
+    assert drawn.shape == eager.shape
+    inside = (slice(None), slice(None), slice(22, 26), slice(6, 10))
+    torch.testing.assert_close(drawn[inside], eager[inside], atol=1e-3, rtol=0)
+
+
+def test_a_run_measures_what_it_was_asked_for(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark.cases, "SIZES", {64: (1, 1)})
+    monkeypatch.setattr(benchmark.cases, "BACKWARD_SIZES", (64,))
+    out = tmp_path / "figures.json"
+    arguments = ["--device", "cpu", "--out", str(out), "--only", "draw", "draw-backward"]
+    assert cli.run(benchmark.Options, benchmark.main, arguments) == 0
+    report = json.loads(out.read_text())
+    assert report["machine"]["torch"] == torch.__version__
+    assert [row["name"] for row in report["rows"]] == ["draw 64 px x 1", "draw 64 px x 1, backward"]
+    assert all(row["rate"] > 0 and row["baseline"] > 0 and row["repeats"] >= 1 for row in report["rows"])
+    table = capsys.readouterr().out
+    assert table.count("| draw 64 px x 1 | ") == 2  # once as it was measured, once in the table
+
+
+def test_it_needs_no_ray():
+    script = "import sys; sys.modules['ray'] = None; from jobs import benchmark; print(list(benchmark.GROUPS))"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert "generate" in out.stdout
+
+
+def test_mistakes_get_one_line(capsys):
+    mistakes = [(["--only", "speed"], "speed"), (["--device", "tpu"], "tpu"), (["--out", "/nowhere/x"], "no folder")]
+    if not torch.cuda.is_available():
+        mistakes += [(["--device", "cuda"], "no GPU"), (["--only", "tune-forward"], "needs a GPU")]
+    for arguments, named in mistakes:
+        assert cli.run(benchmark.Options, benchmark.main, arguments) == 1
+        error = capsys.readouterr().err
+        assert named in error
+        assert error.count("\n") == 1

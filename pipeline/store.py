@@ -162,6 +162,20 @@ class Store:
             Path(orphan).unlink(missing_ok=True)
         return len(orphans)
 
+    def names(self) -> list[str]:
+        """The names of the files and folders at the root, sorted; none where there is no root."""
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self._root, detail=False)
+        except FileNotFoundError:
+            return []
+        names = (path.rstrip("/").rpartition("/")[2] for path in found)
+        return sorted(name for name in names if name and not _TEMPORARY_NAME.fullmatch(name))
+
+    def remove(self, name: str) -> None:
+        """Remove the file `name`, or the folder with all that is in it."""
+        self._fs.rm(self._full(name), recursive=True)
+
     def sizes(self, name: str) -> dict[str, int]:
         """The sizes in bytes of the file `name`, or of all files in the folder `name`, in the order of names."""
         self._fs.invalidate_cache()

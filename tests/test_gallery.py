@@ -69,7 +69,8 @@ def visit(browser, page_folder):
     """Open the page at an address and in a window; in the end nothing may have complained, nor left the folder."""
     contexts, complaints = [], []
 
-    def open_page(fragment="", base=page_folder.as_uri(), viewport=SMALL, **options):
+    def open_page(fragment="", base=None, viewport=SMALL, **options):
+        base = base or page_folder.as_uri()
         contexts.append(browser.new_context(viewport=viewport, **options))
         page = contexts[-1].new_page()
         page.set_default_timeout(60_000)
@@ -212,7 +213,7 @@ def test_two_fingers_zoom_and_everything_fits_a_phone(visit):
         page.set_viewport_size({"width": width, "height": 720})
         for button in page.locator("aside button, aside a, aside label").all():
             box = button.bounding_box()
-            assert 0 <= box["x"]
+            assert box["x"] >= 0
             assert box["x"] + box["width"] <= width
             assert box["y"] + box["height"] <= 720
 
@@ -229,7 +230,7 @@ def test_a_static_server_will_do_and_a_fine_screen_gets_its_pixels(visit, splats
         page = visit("#cat=2", base=f"http://127.0.0.1:{server.server_port}", device_scale_factor=1.5)
         drawn = picture_in(saved(page))
         stage = page.locator("#stage").bounding_box()
-        assert drawn.shape[0] == int(1.5 * min(stage["width"], stage["height"]))
+        assert abs(drawn.shape[0] - 1.5 * min(stage["width"], stage["height"])) <= 1
         assert_agrees(drawn, cat(splats, 2))
     finally:
         server.shutdown()

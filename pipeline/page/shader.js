@@ -23,6 +23,7 @@ const float BLOB_SCALE = 7.0;
 const float BLOB_DIMMEST = 0.3;
 const float NATIVE_PIXELS = 8.0;
 const float NEGLIGIBLE = -20.0;  // a weight of exp(-20) of the greatest shows in no 8-bit colour
+const float ROUNDING = 2e-6;  // a pixel centre on a border belongs to the patch after it, whatever fp32 makes of it
 
 uniform sampler2D splats;  // a row of patches a row; of a splat the texels (u v kx ky) (rho d) (r g b)
 uniform ivec2 grid;        // columns, rows of patches
@@ -62,7 +63,7 @@ vec3 splatColour(vec3 rgb, float d) {
 // position far from every splat still takes the colour of the nearest.
 vec3 blend(vec2 position) {
   int used = view == BLOBS ? GAUSSIAN : view == DEPTH ? CONSTANT : kernelName;
-  ivec2 home = clamp(ivec2(floor(position)), ivec2(0), grid - 1);
+  ivec2 home = clamp(ivec2(floor(position + ROUNDING)), ivec2(0), grid - 1);
   int tiles = neighbourhood * neighbourhood;
   float greatest = -1e30, total = 0.0;
   vec3 sum = vec3(0.0);
@@ -106,7 +107,7 @@ vec3 blend(vec2 position) {
 }
 
 bool onGrid(vec2 position) {
-  vec2 place = position - clamp(floor(position), vec2(0.0), vec2(grid - 1));
+  vec2 place = position - clamp(floor(position + ROUNDING), vec2(0.0), vec2(grid - 1));
   vec2 border = min(place, 1.0 - place);
   return min(border.x, border.y) < max(1.0 / 128.0, 0.501 * step_);
 }

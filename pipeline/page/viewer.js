@@ -22,6 +22,7 @@
         leave: () => this.point(null),
       });
       new ResizeObserver(() => this.resize()).observe(find("#stage"));
+      window.addEventListener("resize", () => this.resize()); // to a screen of another density
       find("#canvas").addEventListener("webglcontextrestored", () => this.redraw());
     }
 
@@ -153,10 +154,11 @@
     }
 
     resize() {
-      const { clientWidth, clientHeight } = find("#stage");
-      if (!clientWidth) return; // hidden
-      const ratio = window.devicePixelRatio;
-      this.camera.resize(Math.round(clientWidth * ratio), Math.round(clientHeight * ratio));
+      const box = find("#stage").getBoundingClientRect();
+      if (!box.width) return; // hidden
+      // As browsers snap boxes to device pixels, so that a pixel of the canvas is one of the screen.
+      const snapped = (from, to) => Math.round(to * devicePixelRatio) - Math.round(from * devicePixelRatio);
+      this.camera.resize(snapped(box.left, box.right), snapped(box.top, box.bottom));
       this.changed();
     }
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import html
+import io
 import json
 import re
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from importlib import resources
 from string import Template
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from models.errors import UserError, check_name
@@ -29,7 +31,6 @@ from pipeline.dataset import SplatDataset
 from pipeline.indices import Indices
 from pipeline.parallel import ordered
 from pipeline.plan import CODE_VERSION, GenerationPlan
-from pipeline.sinks import encode
 from pipeline.store import Store
 
 MARKER = "gallery.json"
@@ -96,9 +97,9 @@ def write_gallery(
         "scripts": "\n".join(f'<script src="{folder}/{name}"></script>' for name in SCRIPTS),
     }
     store.write(INDEX, page.substitute(values).encode())
-    for name in store.names():
+    for name in store.entries():
         if _CONTENT.fullmatch(name) and name != folder:
-            store.remove(name)
+            store.remove_folder(name)
 
 
 def claim(store: Store) -> None:
@@ -107,8 +108,8 @@ def claim(store: Store) -> None:
         found = json.loads(store.read(MARKER))
     except (FileNotFoundError, ValueError):
         found = None
-    if found is None and (names := store.names()):
-        raise UserError(f"{store.url} is not empty ({names[0]!r} is in it) and no gallery: choose another --out")
+    if found is None and (entries := store.entries()):
+        raise UserError(f"{store.url} is not empty ({entries[0]!r} is in it) and no gallery: choose another --out")
     if found is not None and found != KIND:
         raise UserError(f"{store.url}/{MARKER} is not of a gallery that this version can replace: choose another --out")
     store.write(MARKER, (json.dumps(KIND) + "\n").encode())
@@ -151,7 +152,9 @@ def _thumbnail(field: Tensor, plan: GenerationPlan, width: int) -> bytes:
     height = max(1, round(width * plan.rows / plan.columns))
     with torch.inference_mode():
         picture = rasterize(field[None], height, width, kernel=plan.kernel, neighbourhood=plan.neighbourhood)
-    return encode(to_uint8(picture)[0].numpy(), "webp", THUMBNAIL_QUALITY, {})
+    file = io.BytesIO()
+    Image.fromarray(to_uint8(picture)[0].numpy()).save(file, "WEBP", quality=THUMBNAIL_QUALITY)
+    return file.getvalue()
 
 
 def _asset(name: str) -> bytes:

@@ -162,20 +162,6 @@ class Store:
             Path(orphan).unlink(missing_ok=True)
         return len(orphans)
 
-    def names(self) -> list[str]:
-        """The names of the files and folders at the root, sorted; none where there is no root."""
-        self._fs.invalidate_cache()
-        try:
-            found = self._fs.ls(self._root, detail=False)
-        except FileNotFoundError:
-            return []
-        names = (path.rstrip("/").rpartition("/")[2] for path in found)
-        return sorted(name for name in names if name and not _TEMPORARY_NAME.fullmatch(name))
-
-    def remove(self, name: str) -> None:
-        """Remove the file `name`, or the folder with all that is in it."""
-        self._fs.rm(self._full(name), recursive=True)
-
     def sizes(self, name: str) -> dict[str, int]:
         """The sizes in bytes of the file `name`, or of all files in the folder `name`, in the order of names."""
         self._fs.invalidate_cache()
@@ -186,6 +172,22 @@ class Store:
             for path in sorted(found)
             if not _TEMPORARY_NAME.fullmatch(path.rpartition("/")[2])
         }
+
+    def entries(self, name: str = "") -> list[str]:
+        """The names of the files and folders directly in the folder `name`, sorted; none if it is not there."""
+        full = self._full(name)
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(full, detail=False)
+        except FileNotFoundError:
+            return []
+        # An object store may list the folder itself, as an object without contents.
+        names = sorted(path.rstrip("/")[len(full) + 1 :] for path in found)
+        return [entry for entry in names if entry and not _TEMPORARY_NAME.fullmatch(entry)]
+
+    def remove_folder(self, name: str) -> None:
+        """Remove the folder `name` and all that is in it."""
+        self._fs.rm(self._full(name), recursive=True)
 
     def commit(self, record: Record) -> None:
         """Declare a shard done. Its data must be complete; this is the last write of a shard."""

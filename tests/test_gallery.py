@@ -173,7 +173,7 @@ def test_pointing_names_the_splat_and_outlines_it(visit, splats):
     box = page.locator("#stage").bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2 + 11, box["y"] + box["height"] / 2 - 23)
     where = page.locator("#readout .where").inner_text()
-    number, row, column = (int(x) for x in re.match(r"Splat (\d+) of patch (\d+), (\d+): ", where).groups())
+    row, column, number = (int(x) for x in re.match(r"Row (\d+), column (\d+), splat (\d+): ", where).groups())
     shown = [float(text.replace("−", "-")) for text in page.locator("#readout dd").all_inner_texts()]
     np.testing.assert_allclose(shown, cat(splats, 2)[0, row - 1, column - 1, number - 1].numpy(), atol=6e-4)
     assert page.locator("#outlines .hot").count() == 1

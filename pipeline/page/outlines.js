@@ -62,8 +62,8 @@
       const values = found && this.field.splat(found);
       this.readout.classList.toggle("empty", !found);
       where.textContent = found
-        ? `Splat ${found.number + 1} of patch ${found.row + 1}, ${found.column + 1}: ` +
-          `${Math.round(found.share * 100)} % of what is here`
+        ? `Row ${found.row + 1}, column ${found.column + 1}, splat ${found.number + 1}: ` +
+          `${Math.round(found.share * 100)} % of the weight here`
         : "Point at the picture to see the splat that is there.";
       const rows = Object.keys(LABELS).map((name) => {
         const term = document.createElement("dt"), label = document.createElement("small");

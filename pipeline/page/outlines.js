@@ -63,7 +63,7 @@
       this.readout.classList.toggle("empty", !found);
       where.textContent = found
         ? `Row ${found.row + 1}, column ${found.column + 1}, splat ${found.number + 1}: ` +
-          `${Math.round(found.share * 100)} % of the weight here`
+          `${Math.round(found.share * 100)}\u00a0% of the weight here`
         : "Point at the picture to see the splat that is there.";
       const rows = Object.keys(LABELS).map((name) => {
         const term = document.createElement("dt"), label = document.createElement("small");

@@ -22,7 +22,7 @@ from pipeline.indices import Indices
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SOFTWARE_WEBGL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
-AGREES = 35.0  # dB
+AGREES = 48.0  # dB; SwiftShader's float32 reaches 51 in blobs and 70 in everything else
 SMALL = {"width": 340, "height": 540}
 HARM = "</script><script>window.harmed = true</script><img src=x onerror='window.harmed = true'>"
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium found: apt-get install chromium")

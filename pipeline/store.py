@@ -193,6 +193,10 @@ class Store:
             if not atomic.is_temporary(path.rpartition("/")[2])
         }
 
+    def remove_folder(self, name: str) -> None:
+        """Remove the folder `name` and all that is in it."""
+        self._fs.rm(self._full(name), recursive=True)
+
     def commit(self, record: Record) -> None:
         """Declare a shard done. Its data must be complete; this is the last write of a shard."""
         text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"

@@ -104,13 +104,3 @@ def session_of(process: Path) -> int:
     except OSError:
         return 0
     return 0 if state == "Z" else int(session)
-
-
-def border_ratio(image, patches=(8, 8)):
-    """Mean step across patch borders over mean step inside patches; sides are multiples of the (rows, columns)."""
-    ratio = []
-    for axis, count in zip((2, 3), patches, strict=True):
-        step = image.diff(dim=axis).abs().mean(dim=[d for d in range(4) if d != axis])
-        border = torch.arange(1, image.shape[axis]) % (image.shape[axis] // count) == 0
-        ratio.append(float(step[border].mean() / step[~border].mean()))
-    return sum(ratio) / 2

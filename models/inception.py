@@ -19,7 +19,9 @@ from models.errors import UserError
 from models.features import FeatureNetwork, Features
 
 SIDE = 299
-LAYOUT = "expected safetensors with the tensors of pytorch-fid's pt_inception-2015-12-05 (Conv2d_1a_3x3.conv.weight, ...)"
+LAYOUT = (
+    "expected safetensors with the tensors of pytorch-fid's pt_inception-2015-12-05 (Conv2d_1a_3x3.conv.weight, ...)"
+)
 
 
 class Conv(NamedTuple):

@@ -1,0 +1,134 @@
+"""What only splats allow to measure: the same pictures drawn large, against photographs and against themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from models import distances
+from models.features import FeatureNetwork, extract
+from models.measures import border_ratio, psnr
+from models.rasterize import rasterize, to_uint8
+from pipeline.dataset import SplatDataset
+from pipeline.evaluation import BATCH, SEED, SIDE
+from pipeline.indices import Indices
+
+LARGE, HUGE = 256, 512
+SIDES = (SIDE, LARGE, HUGE)
+CROPS = 8
+ENLARGED = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
+DRAWN = "drawn"
+# At most so many pixels of one size are floating point numbers at once.
+PIXELS_AT_ONCE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Closeups:
+    """n pictures drawn large: border ratios [n] by size, agreement of sizes in dB [n], uint8 [n, 256, 256, 3]."""
+
+    borders: dict[int, np.ndarray]
+    agreement: np.ndarray
+    large: np.ndarray
+
+    @classmethod
+    def joined(cls, parts: list[Closeups]) -> Closeups:
+        """The pictures of several parts as one."""
+        borders = {side: np.concatenate([part.borders[side] for part in parts]) for side in parts[0].borders}
+        agreement, large = (np.concatenate([getattr(p, name) for p in parts]) for name in ("agreement", "large"))
+        return cls(borders, agreement, large)
+
+
+def draw(dataset: SplatDataset, indices: Indices, side: int, device: str) -> Tensor:
+    """Pictures of a dataset drawn at `side` x `side` pixels, as their plan says: [n, 3, side, side], not clamped."""
+    plan = dataset.plan
+    at_once = max(1, PIXELS_AT_ONCE // side**2)
+    pictures = [
+        rasterize(part.to(device), side, side, kernel=plan.kernel, neighbourhood=plan.neighbourhood)
+        for _, fields in dataset.read(indices)
+        for part in fields.split(at_once)
+    ]
+    return torch.cat(pictures)
+
+
+def draw_uint8(dataset: SplatDataset, indices: Indices, side: int, device: str) -> np.ndarray:
+    """The same as uint8 [n, side, side, 3]."""
+    return to_uint8(draw(dataset, indices, side, device)).cpu().numpy()
+
+
+def closeups(dataset: SplatDataset, indices: Indices, device: str) -> Closeups:
+    """Draw the chosen pictures at SIDES: steps across borders at each above 64 px, and how the largest agrees with 64.
+
+    Agreement: the 512 px picture, clamped for display and reduced by area, against the 64 px picture.
+    """
+    small, large, huge = (draw(dataset, indices, side, device).clamp(-1, 1) for side in SIDES)
+    borders = {side: border_ratio(image).cpu().numpy() for side, image in ((LARGE, large), (HUGE, huge))}
+    agreement = psnr(F.avg_pool2d(huge, HUGE // SIDE), small).cpu().numpy()
+    return Closeups(borders, agreement, to_uint8(large).cpu().numpy())
+
+
+def borders(pictures: np.ndarray) -> np.ndarray:
+    """The border ratio of each of uint8 pictures [n, Y, X, 3]: float64 [n]."""
+    at_once = max(1, PIXELS_AT_ONCE // pictures[0, :, :, 0].size)
+    parts = (torch.from_numpy(pictures[i : i + at_once].copy()) for i in range(0, len(pictures), at_once))
+    return torch.cat([border_ratio(part.permute(0, 3, 1, 2).double()) for part in parts]).numpy()
+
+
+def spread(ratios: np.ndarray) -> dict[str, float | int] | None:
+    """The mean over pictures, its standard error, and their number; pictures of flat patches have no ratio."""
+    finite = ratios[np.isfinite(ratios)].astype(np.float64)
+    if len(finite) < 2:
+        return None
+    error = finite.std(ddof=1) / len(finite) ** 0.5
+    return {"mean": float(finite.mean()), "error": float(error), "pictures": len(finite)}
+
+
+def enlarge(pictures: np.ndarray, side: int, method: Image.Resampling) -> np.ndarray:
+    """uint8 pictures [n, Y, X, 3] resized by Pillow to uint8 [n, side, side, 3]."""
+    return np.stack([np.asarray(Image.fromarray(picture).resize((side, side), method)) for picture in pictures])
+
+
+def variants(dataset: SplatDataset, indices: Indices, device: str) -> dict[str, np.ndarray]:
+    """The chosen pictures at 256 px, uint8, drawn so, and enlarged from 64 px in each of the ways of ENLARGED."""
+    small = draw_uint8(dataset, indices, SIDE, device)
+    enlarged = {name: enlarge(small, LARGE, method) for name, method in ENLARGED.items()}
+    return {DRAWN: draw_uint8(dataset, indices, LARGE, device), **enlarged}
+
+
+def crops(pictures: np.ndarray, first: int) -> np.ndarray:
+    """CROPS windows of SIDE pixels from each of uint8 pictures [n, Y, X, 3]: uint8 [n CROPS, SIDE, SIDE, 3].
+
+    The pictures are number `first` and following of their set; a picture's number alone decides where its windows are.
+    """
+    windows = []
+    for number, picture in enumerate(pictures, first):
+        offsets = np.random.default_rng([SEED, number]).integers(0, picture.shape[0] - SIDE + 1, (CROPS, 2))
+        windows += [picture[y : y + SIDE, x : x + SIDE] for y, x in offsets]
+    return np.stack(windows)
+
+
+def patch_vectors(
+    networks: Mapping[str, FeatureNetwork], pictures: np.ndarray, first: int, device: str, batch: int = BATCH
+) -> dict[str, Tensor]:
+    """What each network sees in the `crops` of pictures: vectors [n CROPS, D], in main memory."""
+    windows = crops(pictures, first)
+    return {
+        name: extract(network, windows, device=device, batch=batch).vectors.cpu() for name, network in networks.items()
+    }
+
+
+def compare_patches(ours: Mapping[str, Tensor], photographs: Tensor) -> dict[str, Any]:
+    """Fréchet distances between patches, of one network's vectors; `photographs` holds twice as many as each of `ours`.
+
+    {"drawn", "lanczos", "bicubic": distance to half of the photographs' patches, "floor": that of the other half,
+    "gain": the share of the Lanczos distance that drawing saves}.
+    """
+    half, other = photographs.chunk(2)
+    figures = {name: distances.frechet(vectors, half) for name, vectors in ours.items()}
+    return {**figures, "floor": distances.frechet(other, half), "gain": 1 - figures[DRAWN] / figures["lanczos"]}

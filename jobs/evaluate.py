@@ -23,9 +23,10 @@ from pipeline.closeups import LARGE
 from pipeline.cluster import DEVICES, connect
 from pipeline.dataset import SplatDataset
 from pipeline.evaluation import BATCH, SEED, SIDE, load_networks
-from pipeline.measurement import Extent, Source, measure, patch_pictures
+from pipeline.measurement import Extent, measure
 from pipeline.page import render_page
-from pipeline.pictures import load_photographs, load_pictures
+from pipeline.patches import num_pictures
+from pipeline.pictures import Source, load_photographs, load_pictures
 from pipeline.store import Store
 
 JSON_FILE, PAGE_FILE, REQUEST_FILE = "report.json", "report.html", "request.json"
@@ -124,7 +125,7 @@ def notes_on(options: Options, sources: list[Source], num_large: int, networks: 
     for source in sources:
         if source.dataset is None:
             notes.append(f"{source.label} are pictures, not splats: they are not drawn large.")
-        elif options.patches and not patch_pictures(options.patches, source.count, num_large, networks):
+        elif options.patches and not num_pictures(options.patches, source, num_large, networks):
             notes.append(
                 f"{source.label}: too few for a covariance of patches at {LARGE} px (--patches {options.patches}, "
                 f"{source.count:,} pictures, {num_large:,} photographs of {LARGE} px); left out."

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from models import distances
-from models.features import FeatureNetwork, extract
 from models.measures import border_ratio, psnr
 from models.rasterize import rasterize, to_uint8
 from pipeline.dataset import SplatDataset
-from pipeline.evaluation import BATCH, SEED, SIDE
+from pipeline.evaluation import SIDE
 from pipeline.indices import Indices
 
 LARGE, HUGE = 256, 512
 SIDES = (SIDE, LARGE, HUGE)
-CROPS = 8
-ENLARGED = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
-DRAWN = "drawn"
 # At most so many pixels of one size are floating point numbers at once.
 PIXELS_AT_ONCE = 1 << 22
 
@@ -87,48 +79,3 @@ def spread(ratios: np.ndarray) -> dict[str, float | int] | None:
         return None
     error = finite.std(ddof=1) / len(finite) ** 0.5
     return {"mean": float(finite.mean()), "error": float(error), "pictures": len(finite)}
-
-
-def enlarge(pictures: np.ndarray, side: int, method: Image.Resampling) -> np.ndarray:
-    """uint8 pictures [n, Y, X, 3] resized by Pillow to uint8 [n, side, side, 3]."""
-    return np.stack([np.asarray(Image.fromarray(picture).resize((side, side), method)) for picture in pictures])
-
-
-def variants(dataset: SplatDataset, indices: Indices, device: str) -> dict[str, np.ndarray]:
-    """The chosen pictures at 256 px, uint8, drawn so, and enlarged from 64 px in each of the ways of ENLARGED."""
-    small = draw_uint8(dataset, indices, SIDE, device)
-    enlarged = {name: enlarge(small, LARGE, method) for name, method in ENLARGED.items()}
-    return {DRAWN: draw_uint8(dataset, indices, LARGE, device), **enlarged}
-
-
-def crops(pictures: np.ndarray, first: int) -> np.ndarray:
-    """CROPS windows of SIDE pixels from each of uint8 pictures [n, Y, X, 3]: uint8 [n CROPS, SIDE, SIDE, 3].
-
-    The pictures are number `first` and following of their set; a picture's number alone decides where its windows are.
-    """
-    windows = []
-    for number, picture in enumerate(pictures, first):
-        offsets = np.random.default_rng([SEED, number]).integers(0, picture.shape[0] - SIDE + 1, (CROPS, 2))
-        windows += [picture[y : y + SIDE, x : x + SIDE] for y, x in offsets]
-    return np.stack(windows)
-
-
-def patch_vectors(
-    networks: Mapping[str, FeatureNetwork], pictures: np.ndarray, first: int, device: str, batch: int = BATCH
-) -> dict[str, Tensor]:
-    """What each network sees in the `crops` of pictures: vectors [n CROPS, D], in main memory."""
-    windows = crops(pictures, first)
-    return {
-        name: extract(network, windows, device=device, batch=batch).vectors.cpu() for name, network in networks.items()
-    }
-
-
-def compare_patches(ours: Mapping[str, Tensor], photographs: Tensor) -> dict[str, Any]:
-    """Fréchet distances between patches, of one network's vectors; `photographs` holds twice as many as each of `ours`.
-
-    {"drawn", "lanczos", "bicubic": distance to half of the photographs' patches, "floor": that of the other half,
-    "gain": the share of the Lanczos distance that drawing saves}.
-    """
-    half, other = photographs.chunk(2)
-    figures = {name: distances.frechet(vectors, half) for name, vectors in ours.items()}
-    return {**figures, "floor": distances.frechet(other, half), "gain": 1 - figures[DRAWN] / figures["lanczos"]}

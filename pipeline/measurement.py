@@ -6,56 +6,25 @@ that the figures do not depend on how many tasks run at once or when they end.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import ray
-import torch
-from torch import Tensor
 
 from models.features import FeatureNetwork
 from pipeline import closeups, evaluation
-from pipeline.closeups import CROPS, HUGE, LARGE, Closeups, borders, spread
+from pipeline.closeups import HUGE, LARGE, Closeups, borders, spread
 from pipeline.cluster import connect
-from pipeline.dataset import SplatDataset
 from pipeline.evaluation import BATCH, SIDE, Comparison, Seen
-from pipeline.indices import Indices
-from pipeline.pictures import Photographs
+from pipeline.patches import ENLARGED, enlarge, weigh_patches
+from pipeline.pictures import Chunk, Photographs, Source
 from pipeline.progress import Ticker
 from pipeline.tasks import Pool
 
 # Pictures a task.
-CHUNK, CLOSEUP_CHUNK, PATCH_CHUNK = 500, 4, 25
-PHOTOGRAPHED = "photographs"
-
-Chunk = np.ndarray | tuple[SplatDataset, Indices]
-
-
-@dataclass(frozen=True)
-class Source:
-    """A set of generated pictures to weigh: uint8 [n, 64, 64, 3], or the first `count` of stored splats."""
-
-    label: str
-    url: str
-    count: int
-    contents: np.ndarray | SplatDataset
-
-    @property
-    def dataset(self) -> SplatDataset | None:
-        """The splats, if that is what it is."""
-        return self.contents if isinstance(self.contents, SplatDataset) else None
-
-    def chunks(self, size: int, count: int | None = None) -> Iterator[Chunk]:
-        """The first `count` pictures, or all, in parts of `size`."""
-        stop = self.count if count is None else count
-        for start in range(0, stop, size):
-            part = slice(start, min(start + size, stop))
-            if isinstance(self.contents, SplatDataset):
-                yield self.contents, self.contents.plan.pictures.between(part.start, part.stop)
-            else:
-                yield self.contents[part]
+CHUNK, CLOSEUP_CHUNK = 500, 4
 
 
 @dataclass(frozen=True)
@@ -91,7 +60,7 @@ def measure(
     """Weigh every source against the photographs, which hold up to twice `extent.patches` large ones.
 
     Figures of a set: `pictures`, `count`, `networks` (see `evaluation.compare`), `borders` by size as {"generated",
-    "photographs"}, `consistency`, and `patches` by network (see `closeups.compare_patches`); None for what pictures
+    "photographs"}, `consistency`, and `patches` by network (see `patches.compare_patches`); None for what pictures
     that are no splats, or photographs that are not large, do not allow.
 
     Uses the Ray cluster this process is connected to, or connects for the while. Raises UserError for too few pictures
@@ -102,10 +71,11 @@ def measure(
     counts = [evaluation.num_compared(source.count, num_real, networks) for source in sources]
     with connect() as cluster:
         pool = Pool.on(cluster, workers=workers, device=device, stall_seconds=stall_seconds)
-        networks_ref = ray.put(dict(networks))
-        weighed = _look_and_compare(sources, photographs, list(networks), networks_ref, pool, extent.batch)
+        weighed = _look_and_compare(sources, photographs, networks, pool, extent.batch)
         _draw_closeups(weighed, pool, extent.closeups)
-        of_patches = _weigh_patches(weighed, photographs.large, networks, networks_ref, pool, extent)
+        of_patches = weigh_patches(
+            sources, photographs.large, networks, pool, wanted=extent.patches, batch=extent.batch
+        )
     of_photographs = _photograph_borders(photographs, extent.closeups)
     for one, count, patches in zip(weighed, counts, of_patches, strict=True):
         one.figures |= {
@@ -126,22 +96,16 @@ def measure(
     return weighed
 
 
-def patch_pictures(wanted: int, available: int, large: int, networks: Mapping[str, FeatureNetwork]) -> int:
-    """How many pictures of a set can be compared in patches; 0 where they are too few for a covariance."""
-    count = min(wanted, available, large // 2)
-    return count if count * CROPS > max(network.width for network in networks.values()) else 0
-
-
 def _look_and_compare(
     sources: Sequence[Source],
     photographs: Photographs,
-    names: list[str],
-    networks_ref: ray.ObjectRef,
+    networks: Mapping[str, FeatureNetwork],
     pool: Pool,
     batch: int,
 ) -> list[Weighed]:
     real = [Source("", "", len(pictures), pictures) for pictures in (photographs.training, photographs.heldout)]
     chunks = [(number, chunk) for number, source in enumerate([*real, *sources]) for chunk in source.chunks(CHUNK)]
+    networks_ref = ray.put(dict(networks))
     jobs = ((networks_ref, chunk, number > 0, pool.device, batch) for number, chunk in chunks)
     parts: list[list[dict[str, Seen]]] = [[] for _ in range(len(real) + len(sources))]
     drawn: list[list[np.ndarray]] = [[] for _ in parts]
@@ -154,9 +118,9 @@ def _look_and_compare(
         ticker.step(looked)
 
     weighed = [Weighed(s, np.concatenate(p)) for s, p in zip(sources, drawn[len(real) :], strict=True)]
-    per_network = [[Seen.joined([part[name] for part in of_set]) for of_set in parts] for name in names]
+    per_network = [[Seen.joined([part[name] for part in of_set]) for of_set in parts] for name in networks]
     compared = pool.map(_compare, ((sets[2:], sets[0], sets[1], pool.device) for sets in per_network))
-    for name, comparisons in zip(names, compared, strict=True):
+    for name, comparisons in zip(networks, compared, strict=True):
         for one, comparison in zip(weighed, comparisons, strict=True):
             one.comparisons[name] = comparison
     return weighed
@@ -190,72 +154,11 @@ def _draw_closeups(weighed: list[Weighed], pool: Pool, count: int) -> None:
         ticker.step(done)
 
 
-def _weigh_patches(
-    weighed: list[Weighed],
-    large: np.ndarray,
-    networks: Mapping[str, FeatureNetwork],
-    networks_ref: ray.ObjectRef,
-    pool: Pool,
-    extent: Extent,
-) -> list[dict[str, Any] | None]:
-    """The patch figures of each set; None for one that does not allow them."""
-    counts = [
-        patch_pictures(extent.patches, one.source.count, len(large), networks) if one.source.dataset is not None else 0
-        for one in weighed
-    ]
-    sources = [one.source for one in weighed] + [Source("", "", len(large), large)]
-    chunks = [
-        (place, number * PATCH_CHUNK, chunk)
-        for place, (source, count) in enumerate(zip(sources, [*counts, 2 * max(counts)], strict=True))
-        for number, chunk in enumerate(source.chunks(PATCH_CHUNK, count))
-    ]
-    jobs = ((networks_ref, chunk, first, pool.device, extent.batch) for _, first, chunk in chunks)
-    parts: list[list[dict[str, dict[str, Tensor]]]] = [[] for _ in sources]
-    ticker = Ticker("parts looked at in patches", len(chunks))
-    for done, ((place, _, _), part) in enumerate(zip(chunks, pool.map(_patches, jobs), strict=True), 1):
-        parts[place].append(part)
-        ticker.step(done)
-
-    figures: list[dict[str, Any] | None] = []
-    for count, part in zip(counts, parts, strict=False):
-        if not count:
-            figures.append(None)
-            continue
-        ours, real = _by_network(part), _by_network(parts[-1])
-        of_networks = ((ours[n], real[n][PHOTOGRAPHED][: 2 * count * CROPS], pool.device) for n in networks)
-        compared = dict(zip(networks, pool.map(_compare_patches, of_networks), strict=True))
-        figures.append({"pictures": count, "patches": count * CROPS, "networks": compared})
-    return figures
-
-
-def _patches(
-    networks: Mapping[str, FeatureNetwork], chunk: Chunk, first: int, device: str, batch: int
-) -> dict[str, dict[str, Tensor]]:
-    """Vectors by network and variant; photographs have the one variant PHOTOGRAPHED."""
-    pictures = {PHOTOGRAPHED: chunk} if isinstance(chunk, np.ndarray) else closeups.variants(*chunk, device)
-    seen = {
-        variant: closeups.patch_vectors(networks, large, first, device, batch) for variant, large in pictures.items()
-    }
-    return {name: {variant: vectors[name] for variant, vectors in seen.items()} for name in networks}
-
-
-def _compare_patches(ours: dict[str, Tensor], real: Tensor, device: str) -> dict[str, float]:
-    return closeups.compare_patches({name: vectors.to(device) for name, vectors in ours.items()}, real.to(device))
-
-
-def _by_network(parts: list[dict[str, dict[str, Tensor]]]) -> dict[str, dict[str, Tensor]]:
-    return {
-        name: {variant: torch.cat([part[name][variant] for part in parts]) for variant in variants}
-        for name, variants in parts[0].items()
-    }
-
-
 def _photograph_borders(photographs: Photographs, count: int) -> dict[int, dict[str, float | int] | None]:
     """By size: all at 64 px, the large ones as they are, and `count` of those enlarged."""
     small = np.concatenate([photographs.training, photographs.heldout])
-    sets = {SIDE: small, LARGE: photographs.large, HUGE: photographs.large[:count]}
-    sets[HUGE] = closeups.enlarge(sets[HUGE], HUGE, closeups.ENLARGED["lanczos"])
-    return {side: spread(borders(pictures)) for side, pictures in sets.items()}
+    sets = {SIDE: small, LARGE: photographs.large, HUGE: enlarge(photographs.large[:count], HUGE, ENLARGED["lanczos"])}
+    return {side: spread(borders(pictures)) if len(pictures) else None for side, pictures in sets.items()}
 
 
 def _borders(one: Weighed, of_photographs: Mapping[int, dict[str, float | int] | None]) -> dict[str, Any]:

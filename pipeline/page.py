@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from pipeline import charts, report
-from pipeline.closeups import ENLARGED, HUGE, LARGE, enlarge
+from pipeline.closeups import HUGE, LARGE
 from pipeline.evaluation import EFFICIENTNET, INCEPTION, SEED, SIDE, TITLES, VGG, Comparison
 from pipeline.measurement import Weighed
 from pipeline.page_style import STYLE
+from pipeline.patches import ENLARGED, enlarge
 from pipeline.pictures import Photographs
 from pipeline.sheets import contact_sheet
 

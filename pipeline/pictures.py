@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -16,6 +16,8 @@ import torch
 
 from models.errors import UserError
 from pipeline import prepared, training_set
+from pipeline.dataset import SplatDataset
+from pipeline.indices import Indices
 from pipeline.parallel import ordered
 from pipeline.photos import decode, reason, reduce_area
 from pipeline.preparation import prepare
@@ -23,6 +25,9 @@ from pipeline.sources import Record, locate, records, survey
 
 # Beyond this, decoded photographs lie in memory-mapped files.
 MEMORY_BYTES = 1 << 30
+
+# Part of a set of generated pictures: the pictures, or where their splats are.
+Chunk = np.ndarray | tuple[SplatDataset, Indices]
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,31 @@ class Photographs:
     heldout: np.ndarray
     # [m, side, side, 3], in a shuffled order
     large: np.ndarray
+
+
+@dataclass(frozen=True)
+class Source:
+    """A set of generated pictures to weigh: uint8 [n, 64, 64, 3], or the first `count` of stored splats."""
+
+    label: str
+    url: str
+    count: int
+    contents: np.ndarray | SplatDataset
+
+    @property
+    def dataset(self) -> SplatDataset | None:
+        """The splats, if that is what it is."""
+        return self.contents if isinstance(self.contents, SplatDataset) else None
+
+    def chunks(self, size: int, count: int | None = None) -> Iterator[Chunk]:
+        """The first `count` pictures, or all, in parts of `size`."""
+        stop = self.count if count is None else count
+        for start in range(0, stop, size):
+            part = slice(start, min(start + size, stop))
+            if isinstance(self.contents, SplatDataset):
+                yield self.contents, self.contents.plan.pictures.between(part.start, part.stop)
+            else:
+                yield self.contents[part]
 
 
 def load_photographs(urls: Sequence[str], *, side: int, num_large: int, seed: int) -> Photographs:
@@ -55,8 +85,7 @@ def load_photographs(urls: Sequence[str], *, side: int, num_large: int, seed: in
                 first = Path(url, prepared.UNREADABLE).read_text().splitlines()[0]
                 raise UserError(f"{record['unreadable']:,} photographs cannot be used; the first: {first}")
         known, unknown = (
-            training_set.load(url, heldout=heldout, detail=side if num_large else None, memory_bytes=MEMORY_BYTES)
-            for heldout in (False, True)
+            training_set.load(url, heldout=heldout, detail=side, memory_bytes=MEMORY_BYTES) for heldout in (False, True)
         )
     order = torch.randperm(len(known.large) + len(unknown.large), generator=torch.Generator().manual_seed(seed))
     split = len(known.large)

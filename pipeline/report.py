@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from models.distances import NEIGHBOURS, QUANTILE
-from pipeline.closeups import CROPS, HUGE, LARGE
+from pipeline.closeups import HUGE, LARGE
 from pipeline.evaluation import SEED, SIDE, TITLES
 from pipeline.measurement import Weighed
+from pipeline.patches import CROPS
 from pipeline.pictures import Photographs
 from pipeline.plan import CODE_VERSION
 
@@ -46,8 +47,8 @@ PROTOCOL = {
     "enlarged by Lanczos.",
     "Consistency": f"Each picture drawn at {HUGE} px, clamped and reduced by area, against itself drawn at {SIDE} px.",
     "Patches": f"{CROPS} windows of {SIDE} px from each picture at {LARGE} px, at places drawn from a seed, against "
-    f"such windows of photographs of {LARGE} px: of splats drawn at {LARGE} px, and of the same splats drawn at {SIDE} px "
-    "and enlarged by Lanczos or bicubic.",
+    f"such windows of photographs of {LARGE} px: of splats drawn at {LARGE} px, and of the same splats drawn at {SIDE} "
+    "px and enlarged by Lanczos or bicubic.",
 }
 
 

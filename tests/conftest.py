@@ -1,4 +1,4 @@
-"""What many tests share: one local Ray cluster, tiny weights, random weights of VGG16, the end of processes."""
+"""What many tests share: one local Ray cluster, tiny weights, photographs, random VGG16, the end of processes."""
 
 import os
 
@@ -11,8 +11,10 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from models import checkpoint
@@ -62,6 +64,20 @@ def prepared_cats(tmp_path_factory) -> str:
     out = tmp_path_factory.mktemp("cats") / "prepared"
     prepare([str(Path(__file__).parent / "photos")], str(out))
     return str(out)
+
+
+@pytest.fixture(scope="session")
+def many_photographs(tmp_path_factory) -> Path:
+    """A folder of 160 photographs of 128 pixels, windows of those in tests/photos."""
+    folder = tmp_path_factory.mktemp("many")
+    photographs = [Image.open(path) for path in sorted((Path(__file__).parent / "photos").glob("*.jpg"))]
+    generator = np.random.default_rng(0)
+    for number in range(160):
+        photograph = photographs[number % len(photographs)]
+        side = int(generator.integers(64, 128))
+        x, y = (int(generator.integers(0, photograph.width - side + 1)) for _ in range(2))
+        photograph.resize((128, 128), box=(x, y, x + side, y + side)).save(folder / f"{number:03d}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

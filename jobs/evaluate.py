@@ -19,7 +19,7 @@ import tyro
 from jobs.cli import run
 from models.errors import UserError, check_name
 from pipeline import report
-from pipeline.closeups import LARGE
+from pipeline.closeups import HUGE, LARGE
 from pipeline.cluster import DEVICES, connect
 from pipeline.dataset import SplatDataset
 from pipeline.evaluation import BATCH, SEED, SIDE, load_networks
@@ -141,10 +141,9 @@ def main(options: Options) -> None:
     networks = load_networks(options.lpips, options.inception)
     sources = open_sources(options)
     extent = Extent(options.closeups, options.patches, options.batch)
-    photographs = load_photographs(
-        options.photos, side=LARGE, num_large=max(2 * options.patches, options.closeups), seed=SEED
-    )
-    notes = notes_on(options, sources, len(photographs.large), networks)
+    large = {LARGE: max(2 * options.patches, options.closeups), HUGE: options.closeups}
+    photographs = load_photographs(options.photos, large=large, seed=SEED)
+    notes = notes_on(options, sources, len(photographs.large[LARGE]), networks)
     with connect():
         weighed = measure(
             sources,

@@ -55,7 +55,9 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], *, floor: float,
             parts.append(f'<circle class="dot series-{number}" cx="{px:.1f}" cy="{py:.1f}" r="3.5"/>')
             parts.append(_text(px, py - 8, f"{value:.1f}", "middle"))
     x_ticks = [(x(math.log(value)), f"{value:g}") for value in sorted(set(xs))]
-    y_ticks = [(y(math.log(value)), f"{value:.3g}") for value in (min(ys), max(ys))]
+    decades = range(math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys))) + 1)
+    ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+    y_ticks = [(y(math.log(v)), f"{v:g}") for v in ticks if min(ys) / 1.2 <= v <= max(ys) * 1.2]
     return _figure([*_axes(x_ticks, y_ticks, label), *parts], list(series))
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,9 +18,11 @@ from pipeline.evaluation import SIDE
 from pipeline.indices import Indices
 
 LARGE, HUGE = 256, 512
-SIDES = (SIDE, LARGE, HUGE)
 # At most so many pixels of one size are floating point numbers at once.
 PIXELS_AT_ONCE = 1 << 22
+
+# Draws the same n pictures at any side: [n, 3, side, side], not clamped.
+Draw = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
@@ -37,29 +41,29 @@ class Closeups:
         return cls(borders, agreement, large)
 
 
-def draw(dataset: SplatDataset, indices: Indices, side: int, device: str) -> Tensor:
-    """Pictures of a dataset drawn at `side` x `side` pixels, as their plan says: [n, 3, side, side], not clamped."""
-    plan = dataset.plan
-    at_once = max(1, PIXELS_AT_ONCE // side**2)
-    pictures = [
-        rasterize(part.to(device), side, side, kernel=plan.kernel, neighbourhood=plan.neighbourhood)
-        for _, fields in dataset.read(indices)
-        for part in fields.split(at_once)
-    ]
-    return torch.cat(pictures)
+def draw(fields: Tensor, side: int, *, kernel: str = "wavelet", neighbourhood: int = 3) -> Tensor:
+    """Splat fields [n, H, W, K, P] drawn at `side` x `side` pixels, a bounded number at once: [n, 3, side, side]."""
+    parts = fields.split(max(1, PIXELS_AT_ONCE // side**2))
+    return torch.cat([rasterize(part, side, side, kernel=kernel, neighbourhood=neighbourhood) for part in parts])
 
 
-def draw_uint8(dataset: SplatDataset, indices: Indices, side: int, device: str) -> np.ndarray:
-    """The same as uint8 [n, side, side, 3]."""
-    return to_uint8(draw(dataset, indices, side, device)).cpu().numpy()
+def drawing(dataset: SplatDataset, indices: Indices, device: str) -> Draw:
+    """How to draw the chosen pictures of a dataset, as its plan says."""
+    fields = torch.cat([part for _, part in dataset.read(indices)]).to(device)
+    return partial(draw, fields, kernel=dataset.plan.kernel, neighbourhood=dataset.plan.neighbourhood)
 
 
-def closeups(dataset: SplatDataset, indices: Indices, device: str) -> Closeups:
-    """Draw the chosen pictures at SIDES: steps across borders at each above 64 px, and how the largest agrees with 64.
+def drawn_uint8(draw: Draw, side: int) -> np.ndarray:
+    """The pictures as uint8 [n, side, side, 3]."""
+    return to_uint8(draw(side)).cpu().numpy()
+
+
+def closeups(draw: Draw) -> Closeups:
+    """Steps across the borders of pictures drawn at 256 and 512 px, and how the largest agrees with 64 px.
 
     Agreement: the 512 px picture, clamped for display and reduced by area, against the 64 px picture.
     """
-    small, large, huge = (draw(dataset, indices, side, device).clamp(-1, 1) for side in SIDES)
+    small, large, huge = (draw(side).clamp(-1, 1) for side in (SIDE, LARGE, HUGE))
     borders = {side: border_ratio(image).cpu().numpy() for side, image in ((LARGE, large), (HUGE, huge))}
     agreement = psnr(F.avg_pool2d(huge, HUGE // SIDE), small).cpu().numpy()
     return Closeups(borders, agreement, to_uint8(large).cpu().numpy())

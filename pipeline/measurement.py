@@ -11,20 +11,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import ray
 
 from models.features import FeatureNetwork
 from pipeline import closeups, evaluation
-from pipeline.closeups import HUGE, LARGE, Closeups, borders, spread
+from pipeline.closeups import LARGE, Closeups, borders, spread
 from pipeline.cluster import connect
+from pipeline.dataset import SplatDataset
 from pipeline.evaluation import BATCH, SIDE, Comparison, Seen
-from pipeline.patches import ENLARGED, enlarge, weigh_patches
+from pipeline.indices import Indices
+from pipeline.patches import weigh_patches
 from pipeline.pictures import Chunk, Photographs, Source
 from pipeline.progress import Ticker
 from pipeline.tasks import Pool
 
 # Pictures a task.
-CHUNK, CLOSEUP_CHUNK = 500, 4
+CHUNK, CLOSEUP_CHUNK = 500, 2
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def measure(
     device: str = "auto",
     stall_seconds: float = 3600.0,
 ) -> list[Weighed]:
-    """Weigh every source against the photographs, which hold up to twice `extent.patches` large ones.
+    """Weigh every source against the photographs, of which up to twice `extent.patches` at 256 px are used.
 
     Figures of a set: `pictures`, `count`, `networks` (see `evaluation.compare`), `borders` by size as {"generated",
     "photographs"}, `consistency`, and `patches` by network (see `patches.compare_patches`); None for what pictures
@@ -74,9 +75,9 @@ def measure(
         weighed = _look_and_compare(sources, photographs, networks, pool, extent.batch)
         _draw_closeups(weighed, pool, extent.closeups)
         of_patches = weigh_patches(
-            sources, photographs.large, networks, pool, wanted=extent.patches, batch=extent.batch
+            sources, photographs.large[LARGE], networks, pool, wanted=extent.patches, batch=extent.batch
         )
-    of_photographs = _photograph_borders(photographs, extent.closeups)
+    of_photographs = _photograph_borders(photographs)
     for one, count, patches in zip(weighed, counts, of_patches, strict=True):
         one.figures |= {
             "pictures": one.source.count,
@@ -105,7 +106,7 @@ def _look_and_compare(
 ) -> list[Weighed]:
     real = [Source("", "", len(pictures), pictures) for pictures in (photographs.training, photographs.heldout)]
     chunks = [(number, chunk) for number, source in enumerate([*real, *sources]) for chunk in source.chunks(CHUNK)]
-    networks_ref = ray.put(dict(networks))
+    networks_ref = pool.share(dict(networks))
     jobs = ((networks_ref, chunk, number > 0, pool.device, batch) for number, chunk in chunks)
     parts: list[list[dict[str, Seen]]] = [[] for _ in range(len(real) + len(sources))]
     drawn: list[list[np.ndarray]] = [[] for _ in parts]
@@ -129,7 +130,7 @@ def _look_and_compare(
 def _look(
     networks: Mapping[str, FeatureNetwork], chunk: Chunk, mirrored: bool, device: str, batch: int
 ) -> tuple[np.ndarray, dict[str, Seen]]:
-    pictures = chunk if isinstance(chunk, np.ndarray) else closeups.draw_uint8(*chunk, SIDE, device)
+    pictures = chunk if isinstance(chunk, np.ndarray) else closeups.drawn_uint8(closeups.drawing(*chunk, device), SIDE)
     return pictures, {
         name: evaluation.look(network, pictures, mirrored=mirrored, device=device, batch=batch).to("cpu")
         for name, network in networks.items()
@@ -148,16 +149,19 @@ def _draw_closeups(weighed: list[Weighed], pool: Pool, count: int) -> None:
         for chunk in one.source.chunks(CLOSEUP_CHUNK, min(count, one.source.count))
     ]
     ticker = Ticker("parts drawn large", len(chunks))
-    results = pool.map(closeups.closeups, ((*chunk, pool.device) for _, chunk in chunks))
+    results = pool.map(_draw_large, ((chunk, pool.device) for _, chunk in chunks))
     for done, ((one, _), part) in enumerate(zip(chunks, results, strict=True), 1):
         one.closeups = part if one.closeups is None else Closeups.joined([one.closeups, part])
         ticker.step(done)
 
 
-def _photograph_borders(photographs: Photographs, count: int) -> dict[int, dict[str, float | int] | None]:
-    """By size: all at 64 px, the large ones as they are, and `count` of those enlarged."""
-    small = np.concatenate([photographs.training, photographs.heldout])
-    sets = {SIDE: small, LARGE: photographs.large, HUGE: enlarge(photographs.large[:count], HUGE, ENLARGED["lanczos"])}
+def _draw_large(chunk: tuple[SplatDataset, Indices], device: str) -> Closeups:
+    return closeups.closeups(closeups.drawing(*chunk, device))
+
+
+def _photograph_borders(photographs: Photographs) -> dict[int, dict[str, float | int] | None]:
+    """By size, over all photographs at hand. None are enlarged: that makes a pattern of steps of its own."""
+    sets = {SIDE: np.concatenate([photographs.training, photographs.heldout]), **photographs.large}
     return {side: spread(borders(pictures)) if len(pictures) else None for side, pictures in sets.items()}
 
 

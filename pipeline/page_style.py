@@ -27,7 +27,8 @@ tr:last-child td, tr:last-child th { border-bottom: 0; }
 .overview { width: 100%; margin-top: 1rem; }
 .overview td { font-size: 1.12rem; }
 .overview td small { display: block; font-size: .76rem; }
-.overview th { white-space: normal; }
+.overview th { white-space: normal; min-width: 5rem; }
+.overview th:first-child { white-space: nowrap; }
 .tables { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 .tables table { font-size: .9rem; flex: 1 1 22rem; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem 1.5rem; }

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import ray
 import torch
 from PIL import Image
 from torch import Tensor
 
 from models import distances
 from models.features import FeatureNetwork, extract
-from pipeline.closeups import LARGE, draw_uint8
-from pipeline.dataset import SplatDataset
+from pipeline.closeups import LARGE, Draw, drawing, drawn_uint8
 from pipeline.evaluation import BATCH, SEED, SIDE
-from pipeline.indices import Indices
 from pipeline.pictures import Chunk, Source
 from pipeline.progress import Ticker
-from pipeline.tasks import Pool
+
+if TYPE_CHECKING:  # the rest of this module works where Ray is not installed
+    from pipeline.tasks import Pool
 
 CROPS = 8
 ENLARGED = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
@@ -36,11 +35,11 @@ def enlarge(pictures: np.ndarray, side: int, method: Image.Resampling) -> np.nda
     return resized
 
 
-def variants(dataset: SplatDataset, indices: Indices, device: str) -> dict[str, np.ndarray]:
-    """The chosen pictures at 256 px, uint8, drawn so, and enlarged from 64 px in each of the ways of ENLARGED."""
-    small = draw_uint8(dataset, indices, SIDE, device)
+def variants(draw: Draw) -> dict[str, np.ndarray]:
+    """Pictures at 256 px, uint8 [n, 256, 256, 3]: drawn so, and enlarged from 64 px in each of the ways of ENLARGED."""
+    small = drawn_uint8(draw, SIDE)
     enlarged = {name: enlarge(small, LARGE, method) for name, method in ENLARGED.items()}
-    return {DRAWN: draw_uint8(dataset, indices, LARGE, device), **enlarged}
+    return {DRAWN: drawn_uint8(draw, LARGE), **enlarged}
 
 
 def crops(pictures: np.ndarray, first: int) -> np.ndarray:
@@ -92,7 +91,7 @@ def weigh_patches(
         for place, (source, count) in enumerate(extents)
         for number, chunk in enumerate(source.chunks(CHUNK, count))
     ]
-    networks_ref = ray.put(dict(networks))
+    networks_ref = pool.share(dict(networks))
     jobs = ((networks_ref, chunk, first, pool.device, batch) for _, first, chunk in chunks)
     parts: list[list[dict[str, dict[str, Tensor]]]] = [[] for _ in extents]
     ticker = Ticker("parts looked at in patches", len(chunks))
@@ -114,7 +113,7 @@ def _look_closely(
     networks: Mapping[str, FeatureNetwork], chunk: Chunk, first: int, device: str, batch: int
 ) -> dict[str, dict[str, Tensor]]:
     """Vectors by network and variant; photographs have the one variant PHOTOGRAPHED."""
-    pictures = {PHOTOGRAPHED: chunk} if isinstance(chunk, np.ndarray) else variants(*chunk, device)
+    pictures = {PHOTOGRAPHED: chunk} if isinstance(chunk, np.ndarray) else variants(drawing(*chunk, device))
     windows = {variant: crops(large, first) for variant, large in pictures.items()}
     return {
         name: {

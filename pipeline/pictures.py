@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -32,13 +32,13 @@ Chunk = np.ndarray | tuple[SplatDataset, Indices]
 
 @dataclass(frozen=True)
 class Photographs:
-    """Photographs as uint8 RGB: those trained on and those held out at 64 px, and some of both at a larger size."""
+    """Photographs as uint8 RGB: those trained on and those held out at 64 px, and some of both at larger sizes."""
 
     # [n, 64, 64, 3] and [h, 64, 64, 3]
     training: np.ndarray
     heldout: np.ndarray
-    # [m, side, side, 3], in a shuffled order
-    large: np.ndarray
+    # By side: [m, side, side, 3], in a shuffled order
+    large: Mapping[int, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -66,13 +66,13 @@ class Source:
                 yield self.contents[part]
 
 
-def load_photographs(urls: Sequence[str], *, side: int, num_large: int, seed: int) -> Photographs:
+def load_photographs(urls: Sequence[str], *, large: Mapping[int, int], seed: int) -> Photographs:
     """Read a prepared set, or photographs at any URLs, which are then prepared as for training in a temporary folder.
 
-    So the crop, exact duplicates and the 5 % held out are the same whichever way. `large` holds at most `num_large` of
-    those kept at `side` pixels or more, reduced by area, chosen by `seed`. UserError where there is no photograph, and,
-    naming the file, where one cannot be decoded or is smaller than 64 px: a measurement that leaves some out would
-    mislead. A prepared set has told of such files when it was made.
+    So the crop, exact duplicates and the 5 % held out are the same whichever way. `large` says how many pictures of
+    which side to keep beside the small ones, at most: reduced by area from those kept at that side or more, chosen by
+    `seed`. UserError where there is no photograph, and, naming the file, where one cannot be decoded or is smaller
+    than 64 px: a measurement that leaves some out would mislead. A prepared set told of such files when it was made.
     """
     with contextlib.ExitStack() as stack:
         url = urls[0]
@@ -84,13 +84,28 @@ def load_photographs(urls: Sequence[str], *, side: int, num_large: int, seed: in
             if record["unreadable"]:
                 first = Path(url, prepared.UNREADABLE).read_text().splitlines()[0]
                 raise UserError(f"{record['unreadable']:,} photographs cannot be used; the first: {first}")
-        known, unknown = (
-            training_set.load(url, heldout=heldout, detail=side, memory_bytes=MEMORY_BYTES) for heldout in (False, True)
-        )
-    order = torch.randperm(len(known.large) + len(unknown.large), generator=torch.Generator().manual_seed(seed))
-    split = len(known.large)
-    large = [known.large[i] if i < split else unknown.large[i - split] for i in order[:num_large].tolist()]
-    return Photographs(known.small, unknown.small, np.stack(large) if large else np.empty((0, side, side, 3), np.uint8))
+        _, _, record = training_set.check(url)
+        kept = max(map(int, record["sides"]))
+        chosen: dict[int, np.ndarray] = {}
+        for side, count in sorted(large.items()):
+            if side <= kept or not chosen:
+                known, unknown = (
+                    training_set.load(url, heldout=heldout, detail=side, memory_bytes=MEMORY_BYTES)
+                    for heldout in (False, True)
+                )
+                chosen[side] = _choose(known.large, unknown.large, count, seed)
+            else:
+                chosen[side] = np.empty((0, side, side, 3), np.uint8)
+    return Photographs(known.small, unknown.small, chosen)
+
+
+def _choose(training: np.ndarray, heldout: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """At most `count` pictures of both together; only these are read, should the arrays be mapped files."""
+    order = torch.randperm(len(training) + len(heldout), generator=torch.Generator().manual_seed(seed))[:count]
+    chosen = np.empty((len(order), *training.shape[1:]), np.uint8)
+    for place, row in enumerate(order.tolist()):
+        chosen[place] = training[row] if row < len(training) else heldout[row - len(training)]
+    return chosen
 
 
 def _is_prepared(url: str) -> bool:

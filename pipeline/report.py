@@ -43,8 +43,8 @@ PROTOCOL = {
     f"training part. The share of generated pictures nearer than the {QUANTILE:.0%} quantile of the same distance of "
     "held-out photographs. A model that copies nothing shows about that share.",
     "Borders": "Mean absolute step between neighbouring pixels across the borders of the 8 x 8 patches, over that "
-    f"inside patches, averaged over pictures (± standard error). Photographs at {HUGE} px are those of {LARGE} px, "
-    "enlarged by Lanczos.",
+    "inside patches, averaged over pictures (± standard error). Photographs may show block borders of the files "
+    "they come from, where those coincide with patches. At a size that none of them has, they have no figure.",
     "Consistency": f"Each picture drawn at {HUGE} px, clamped and reduced by area, against itself drawn at {SIDE} px.",
     "Patches": f"{CROPS} windows of {SIDE} px from each picture at {LARGE} px, at places drawn from a seed, against "
     f"such windows of photographs of {LARGE} px: of splats drawn at {LARGE} px, and of the same splats drawn at {SIDE} "
@@ -62,7 +62,7 @@ def to_json(
             "urls": list(urls),
             "training": len(photographs.training),
             "heldout": len(photographs.heldout),
-            "large": len(photographs.large),
+            "large": {str(side): len(pictures) for side, pictures in photographs.large.items()},
         },
         "sets": [
             {

@@ -36,6 +36,10 @@ class Pool:
             return cls(limit, {"num_gpus": 1.0}, "cuda", stall_seconds)
         return cls(limit, {"num_cpus": cluster.cpu_share(limit, 1)}, "cpu", stall_seconds)
 
+    def share(self, value: Any) -> ObjectRef:
+        """Put a large argument of many jobs where every machine fetches it once; jobs receive the value itself."""
+        return ray.put(value)
+
     def map(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """Yield `function(*job)` for every job, in order. `function` is pure, so that a lost task can run again.
 

@@ -50,13 +50,15 @@ def test_pictures_of_any_size_and_place_and_bad_ones_named(tmp_path: Path) -> No
 def test_photographs_are_the_same_prepared_or_not(many_photographs: Path, tmp_path: Path) -> None:
     prepare([str(many_photographs)], str(tmp_path / "prepared"))
     raw, prepared = (
-        load_photographs([str(place)], side=128, num_large=20, seed=0)
+        load_photographs([str(place)], large={128: 20, 256: 5}, seed=0)
         for place in (many_photographs, tmp_path / "prepared")
     )
-    for name in ("training", "heldout", "large"):
-        np.testing.assert_array_equal(getattr(raw, name), getattr(prepared, name))
+    np.testing.assert_array_equal(raw.training, prepared.training)
+    np.testing.assert_array_equal(raw.heldout, prepared.heldout)
+    np.testing.assert_array_equal(raw.large[128], prepared.large[128])
     assert len(raw.training) + len(raw.heldout) == 160
-    assert raw.large.shape == (20, 128, 128, 3)
+    assert raw.large[128].shape == (20, 128, 128, 3)
+    assert raw.large[256].shape == (0, 256, 256, 3)
 
 
 def test_photographs_that_are_too_small_are_named(many_photographs: Path, tmp_path: Path) -> None:
@@ -64,4 +66,4 @@ def test_photographs_that_are_too_small_are_named(many_photographs: Path, tmp_pa
     with pytest.raises(
         UserError, match=r"1 photographs cannot be used; .*tiny\.png.* 32 x 32 pixels give a square below"
     ):
-        load_photographs([str(many_photographs), str(tmp_path)], side=128, num_large=2, seed=0)
+        load_photographs([str(many_photographs), str(tmp_path)], large={128: 2}, seed=0)

@@ -14,6 +14,8 @@ import numpy as np
 WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 18, 40
 BINS = 48
+# The style sheet has so many colours; points are named where there are few of them.
+COLOURS, NAMED = 6, 2
 
 
 def histogram(sets: Mapping[str, np.ndarray], *, mark: float, mark_label: str, label: str) -> str:
@@ -50,10 +52,12 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], *, floor: float,
     for number, points in enumerate(series.values()):
         places = [(x(math.log(px)), y(math.log(py)), py) for px, py in sorted(points)]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py, _ in places)
-        parts.append(f'<polyline class="line series-{number}" points="{path}"/>')
+        parts.append(f'<polyline class="line series-{number % COLOURS}" points="{path}"/>')
         for px, py, value in places:
-            parts.append(f'<circle class="dot series-{number}" cx="{px:.1f}" cy="{py:.1f}" r="3.5"/>')
-            parts.append(_text(px, py - 8, f"{value:.1f}", "middle"))
+            dot = f'class="dot series-{number % COLOURS}" cx="{px:.1f}" cy="{py:.1f}" r="3.5"'
+            parts.append(f"<circle {dot}><title>{value:.2f}</title></circle>")
+            if len(series) <= NAMED:
+                parts.append(_text(px, py - 8, f"{value:.1f}", "middle"))
     x_ticks = [(x(math.log(value)), f"{value:g}") for value in sorted(set(xs))]
     decades = range(math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys))) + 1)
     ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
@@ -99,5 +103,5 @@ def _svg(parts: list[str], height: int) -> str:
 
 
 def _figure(parts: list[str], names: list[str]) -> str:
-    keys = "".join(f'<span><i class="series-{i}"></i>{escape(name)}</span>' for i, name in enumerate(names))
+    keys = "".join(f'<span><i class="series-{i % COLOURS}"></i>{escape(name)}</span>' for i, name in enumerate(names))
     return f'{_svg(parts, HEIGHT)}<div class="key">{keys}</div>'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,10 +11,10 @@ import pytest
 import ray
 import test_evaluation
 import torch
+from PIL import Image
 from test_evaluation import BlockMeans
 
 from jobs import cli, evaluate, generate
-from models.errors import UserError
 from models.measures import border_ratio
 from models.rasterize import rasterize, to_uint8
 from pipeline import report
@@ -25,13 +24,11 @@ from pipeline.indices import Indices
 from pipeline.measurement import Extent, Weighed, measure
 from pipeline.page import render_page
 from pipeline.pictures import Photographs, Source, load_photographs
-from pipeline.tasks import Pool
 
 COUNT = 70
 
 # Workers cannot import tests.
-for module in (test_evaluation, sys.modules[__name__]):
-    ray.cloudpickle.register_pickle_by_value(module)
+ray.cloudpickle.register_pickle_by_value(test_evaluation)
 
 
 @pytest.fixture(scope="module")
@@ -133,19 +130,6 @@ def test_the_page_needs_nothing_else_and_escapes_names(weighed: list[Weighed], p
         assert f"{value:.2f}" in table
 
 
-def fail(number: int) -> int:
-    if number == 3:
-        raise UserError("number 3 cannot be used")
-    return number
-
-
-def test_tasks_keep_their_order_and_give_user_errors_as_they_are(ray_cluster) -> None:
-    pool = Pool(2, {"num_cpus": 1}, "cpu", stall_seconds=60)
-    assert list(pool.map(fail, ((i,) for i in (5, 1, 4)))) == [5, 1, 4]
-    with pytest.raises(UserError, match=r"^number 3 cannot be used$"):
-        list(pool.map(fail, ((i,) for i in range(8))))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -180,3 +164,30 @@ def test_what_cannot_be_weighed_is_told_in_one_line(
     assert told.count("\n") == 1
     assert message in told
     assert not (tmp_path / "report" / "report.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_command_writes_its_report(
+    ray_cluster, tiny_weights: Path, vgg_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splats, photographs, out = tmp_path / "splats", tmp_path / "photos", tmp_path / "report"
+    options = ["--out", str(splats), "--weights", str(tiny_weights), "--count", "1290", "--steps", "1"]
+    assert cli.run(generate.Options, generate.main, options) == 0
+    photographs.mkdir()
+    pictures = np.random.default_rng(0).integers(0, 256, (2600, 8, 8, 3), dtype=np.uint8)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).resize((64, 64)).save(photographs / f"{number}.png")
+    given = ["--splats", str(splats), "--photos", str(photographs), "--out", str(out), "--lpips", str(vgg_file)]
+    assert cli.run(evaluate.Options, evaluate.main, [*given, "--closeups", "2", "--patches", "165"]) == 0
+    told = capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {"report.json", "report.html", "request.json"}
+    (figures,) = json.loads((out / "report.json").read_text())["sets"]
+    assert figures["count"] == 1290
+    assert figures["networks"].keys() == {"efficientnet_lite0", "vgg16_relu5_3"}
+    for network in figures["networks"].values():
+        assert network["frechet"]["generated"] > 2 * network["frechet"]["floor"]
+        assert f"{network['frechet']['floor']:.2f}" in told
+    assert "no --inception" in told.lower()
+    assert "too few for a covariance of patches" in told
+    assert "deis" in (out / "report.html").read_text()

@@ -34,7 +34,7 @@ def histogram(sets: Mapping[str, np.ndarray], *, mark: float, mark_label: str, l
         parts.append(f'<polygon class="area series-{number}" points="{" ".join(points)}"/>')
     parts.append(f'<line class="mark" x1="{x(mark):.1f}" x2="{x(mark):.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
     parts.append(_text(x(mark) + 5, TOP + 9, mark_label, "start"))
-    ticks = [(x(value), f"{value:.3g}") for value in np.linspace(edges[0], edges[-1], 6)]
+    ticks = [(x(value), f"{value:.2g}") for value in np.linspace(edges[0], edges[-1], 6)]
     return _figure([*_axes(ticks, [(y(top), f"{top:.0%}"), (y(0), "0")], label), *parts], list(sets))
 
 
@@ -57,7 +57,7 @@ def curves(series: Mapping[str, Sequence[tuple[float, float]]], *, floor: float,
             dot = f'class="dot series-{number % COLOURS}" cx="{px:.1f}" cy="{py:.1f}" r="3.5"'
             parts.append(f"<circle {dot}><title>{value:.2f}</title></circle>")
             if len(series) <= NAMED:
-                parts.append(_text(px, py - 8, f"{value:.1f}", "middle"))
+                parts.append(_text(px, py - 8, f"{value:.3g}", "middle"))
     x_ticks = [(x(math.log(value)), f"{value:g}") for value in sorted(set(xs))]
     decades = range(math.floor(math.log10(min(ys))), math.ceil(math.log10(max(ys))) + 1)
     ticks = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
@@ -77,7 +77,7 @@ def bars(values: Mapping[str, float]) -> str:
             f'<rect class="bar series-{number}" x="{start}" y="{top}" width="{max(1.0, x(value) - start):.1f}" '
             f'height="{row - 9}" rx="2"/>'
         )
-        parts.append(_text(x(value) + 6, top + 15, f"{value:.1f}", "start"))
+        parts.append(_text(x(value) + 6, top + 15, f"{value:.3g}", "start"))
     return _svg(parts, 6 + row * len(values))
 
 

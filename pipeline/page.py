@@ -155,8 +155,8 @@ def _patches(figures: Mapping[str, Any]) -> str:
     charts_of = ""
     for network, of_network in figures["patches"]["networks"].items():
         values = {
-            "photographs (floor)": of_network["floor"],
             "splats drawn": of_network["drawn"],
+            "photographs (floor)": of_network["floor"],
             "Lanczos": of_network["lanczos"],
             "bicubic": of_network["bicubic"],
         }
@@ -181,7 +181,8 @@ def _memorised(one: Weighed, photographs: Photographs) -> str:
         figures += f"<figure>{chart}</figure>"
     pairs = "".join(_pairs(one, photographs))
     return f"""<h3>Is it copied?</h3><div class=columns>{figures}</div>
-<p>The closest pairs of all ({escape(_title(one))}): generated on the left, on the right the photograph trained on.</p>
+<p>The closest pairs of all ({escape(_title(one))}): generated on the left, on the right the photograph trained on;
+the distance in units of the threshold.</p>
 <div class=pairs>{pairs}</div>"""
 
 
@@ -193,10 +194,9 @@ def _pairs(one: Weighed, photographs: Photographs) -> Iterator[str]:
         if comparison.copy_mirrored[row]:
             picture = picture[:, ::-1]
         pair = np.stack([picture, photographs.training[int(comparison.copy_row[row])]])
-        distance = float(comparison.copy_distance[row])
-        caption = f"{distance:.3g}, {distance / threshold:.2f} of the threshold" if threshold else f"{distance:.3g}"
         mirrored = ", mirrored" if comparison.copy_mirrored[row] else ""
-        yield _picture(f"no. {row}{mirrored}: {caption}", _sheet(pair, 2))
+        distance = f"{comparison.copy_distance[row] / threshold:.2f}" if threshold else "-"
+        yield _picture(f"no. {row}{mirrored}: {distance}", _sheet(pair, 2))
 
 
 def _extremes(one: Weighed, comparison: Comparison) -> str:

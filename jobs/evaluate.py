@@ -24,9 +24,9 @@ from pipeline.cluster import DEVICES, connect
 from pipeline.dataset import SplatDataset
 from pipeline.evaluation import BATCH, SEED, SIDE, load_networks
 from pipeline.measurement import Extent, measure
-from pipeline.page import render_page
 from pipeline.patches import num_pictures
 from pipeline.pictures import Source, load_photographs, load_pictures
+from pipeline.report_page import render_page
 from pipeline.store import Store
 
 JSON_FILE, PAGE_FILE, REQUEST_FILE = "report.json", "report.html", "request.json"

@@ -1,4 +1,4 @@
-"""The report of an evaluation as plain numbers for JSON and as lines of text; `page` makes it a page to look at."""
+"""The report of an evaluation: plain numbers for JSON, lines of text; `report_page` makes it a page to look at."""
 
 from __future__ import annotations
 

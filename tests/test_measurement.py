@@ -22,8 +22,8 @@ from pipeline.closeups import LARGE
 from pipeline.dataset import SplatDataset
 from pipeline.indices import Indices
 from pipeline.measurement import Extent, Weighed, measure
-from pipeline.page import render_page
 from pipeline.pictures import Photographs, Source, load_photographs
+from pipeline.report_page import render_page
 
 COUNT = 70
 

@@ -15,9 +15,9 @@ from pipeline import charts, report
 from pipeline.closeups import HUGE, LARGE
 from pipeline.evaluation import EFFICIENTNET, INCEPTION, SEED, SIDE, TITLES, VGG, Comparison
 from pipeline.measurement import Weighed
-from pipeline.page_style import STYLE
 from pipeline.patches import ENLARGED, enlarge
 from pipeline.pictures import Photographs
+from pipeline.report_style import STYLE
 from pipeline.sheets import contact_sheet
 
 SHEET, SHEET_COLUMNS = 48, 8

@@ -31,7 +31,7 @@ tr:last-child td, tr:last-child th { border-bottom: 0; }
 .overview th:first-child { white-space: nowrap; }
 .tables { display: flex; flex-wrap: wrap; gap: 1rem; align-items: flex-start; }
 .tables table { font-size: .9rem; flex: 1 1 22rem; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1rem 1.5rem; }
+.columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem 1.5rem; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fill, minmax(10rem, 1fr)); gap: .8rem; }
 figure { margin: .6rem 0 0; min-width: 0; }
 figure img { width: 100%; display: block; border-radius: 6px; border: 1px solid var(--rule); }

@@ -1,6 +1,9 @@
-"""Measure how near generated pictures are to photographs, beside how near photographs are to each other.
+"""Weigh generated cats against photographs: figures beside their floors in report.json, and a page to look at.
 
-python -m jobs.evaluate --generated out/pictures --photos photos/cats.parquet --out out/report.json
+    python -m jobs.evaluate --splats out/splats --photos prepared --out out/report --lpips lpips_vgg16.safetensors
+    python -m jobs.evaluate --splats out/calls-4 --splats out/calls-16 --photos prepared --out out/curve
+
+Repeat --splats for a curve of quality against network calls.
 """
 
 from __future__ import annotations
@@ -8,68 +11,155 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Annotated
 
-import fsspec
-import torch
+import tyro
 
 from jobs.cli import run
-from models.errors import UserError
-from pipeline.evaluation import SIDE, as_table, evaluate, load_networks
-from pipeline.pictures import load_pictures
+from models.errors import UserError, check_name
+from pipeline import report
+from pipeline.closeups import HUGE, LARGE
+from pipeline.cluster import DEVICES, connect
+from pipeline.dataset import SplatDataset
+from pipeline.evaluation import BATCH, SEED, SIDE, load_networks
+from pipeline.measurement import Extent, measure
+from pipeline.patches import num_pictures
+from pipeline.pictures import Source, load_photographs, load_pictures
+from pipeline.report_page import render_page
+from pipeline.store import Store
+
+JSON_FILE, PAGE_FILE, REQUEST_FILE = "report.json", "report.html", "request.json"
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is compared with what, and where the figures go."""
+    """What is weighed against what, and where the report goes."""
 
-    generated: str
-    """Generated pictures: a folder, a .zip or Parquet with an `image` column, at any fsspec URL."""
     photos: tuple[str, ...]
-    """Photographs, one or more such URLs; at least twice as many as generated pictures, for the floor."""
+    """A prepared set of jobs.prepare, or photographs at any URLs: at least twice as many as generated pictures."""
+
     out: str
-    """The JSON file to write, at any fsspec URL; one that is there is replaced."""
+    """Folder or fsspec URL for report.json and report.html; a report that is there is replaced."""
+
+    splats: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Folder or fsspec URL of a dataset made by jobs.generate; give it again for every further dataset."""
+
+    pictures: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Generated pictures of any making instead or besides: a folder, .zip or Parquet; again for every further one."""
+
+    count: int | None = None
+    """Weigh the first so many pictures of every set; all if not given."""
+
     lpips: str | None = None
-    """Safetensors with VGG16's convolutions, for a second opinion; without it EfficientNet-lite0 alone."""
+    """Safetensors with VGG16's convolutions, for a second opinion; without it VGG16 is left out."""
+
+    inception: str | None = None
+    """Safetensors of pt_inception-2015-12-05, for the canonical FID; without it that is left out."""
+
+    closeups: int = 48
+    """Splats of each set drawn at 256 and 512 px, for borders and consistency."""
+
+    patches: int = 500
+    """Splats of each set drawn at 256 px and compared in patches with photographs; 0 leaves that out."""
+
+    batch: int = BATCH
+    """Pictures that go through a network at once."""
+
+    workers: int | None = None
+    """Tasks at once; as many as the cluster has GPUs, or else CPUs, if not given."""
+
     device: str = "auto"
-    """Where to compute: cpu, cuda, cuda:1, ...; auto takes a GPU if there is one."""
-    batch: int = 250
-    """Pictures a step."""
+    """auto (GPUs where the cluster has some), cpu or gpu."""
+
+    stall_minutes: float = 60.0
+    """Give up when no task ends for so long."""
 
     def __post_init__(self) -> None:
+        check_name("device", self.device, DEVICES)
         if not self.photos:
             raise UserError("--photos needs at least one URL")
-        if self.batch < 1:
-            raise UserError(f"--batch {self.batch} is not positive")
+        if not (self.splats or self.pictures):
+            raise UserError("nothing to weigh: give --splats URL, or --pictures URL")
+        for name, least in (("count", 1), ("closeups", 2), ("patches", 0), ("batch", 1), ("workers", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UserError(f"--{name} {value}: give a number of at least {least}")
+        if not self.stall_minutes > 0:
+            raise UserError(f"--stall-minutes {self.stall_minutes}: give a number above 0")
 
 
-def usable_device(name: str) -> torch.device:
-    """The device of that name, or the first GPU if there is one for "auto"; UserError for none such."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.zeros(1, device=name).device
-    # Torch asserts where it was built without CUDA.
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
+def open_sources(options: Options) -> list[Source]:
+    """The sets to weigh, labelled by solver, schedule and network calls, or by name; UserError for one that lacks."""
+    sources = []
+    for url in options.splats:
+        dataset = SplatDataset(url)
+        plan = dataset.plan
+        count = options.count or plan.count
+        dataset.require(plan.pictures.between(0, count))
+        if count > plan.count:
+            raise UserError(f"{url} has {plan.count:,} pictures, not {count:,}")
+        calls = "1 call" if plan.steps == 1 else f"{plan.steps} calls"
+        sources.append(Source(f"{plan.solver}, {plan.schedule}, {calls}", dataset.store.url, count, dataset))
+    for url in options.pictures:
+        pictures = load_pictures(url, SIDE, options.count)
+        sources.append(Source(_last_part(url), url, len(pictures), pictures))
+    labels = [source.label for source in sources]
+    return [
+        s if labels.count(s.label) == 1 else Source(f"{s.label} ({_last_part(s.url)})", s.url, s.count, s.contents)
+        for s in sources
+    ]
+
+
+def _last_part(url: str) -> str:
+    return PurePosixPath(url.rstrip("/")).name or url
+
+
+def notes_on(options: Options, sources: list[Source], num_large: int, networks: dict) -> list[str]:
+    """What the report leaves out, and why."""
+    notes = []
+    if options.lpips is None:
+        notes.append("No --lpips FILE: VGG16 relu5_3 is left out.")
+    if options.inception is None:
+        notes.append("No --inception FILE: the canonical FID is left out.")
+    for source in sources:
+        if source.dataset is None:
+            notes.append(f"{source.label} are pictures, not splats: they are not drawn large.")
+        elif options.patches and not num_pictures(options.patches, source, num_large, networks):
+            notes.append(
+                f"{source.label}: too few for a covariance of patches at {LARGE} px (--patches {options.patches}, "
+                f"{source.count:,} pictures, {num_large:,} photographs of {LARGE} px); left out."
+            )
+    return notes
 
 
 def main(options: Options) -> None:
-    """Read both sets, compare them, print the table, write the JSON."""
-    device = usable_device(options.device)
-    networks = load_networks(options.lpips)
-    report = evaluate(
-        load_pictures([options.generated], SIDE),
-        load_pictures(options.photos, SIDE),
-        networks=networks,
-        device=device,
-        batch=options.batch,
-    )
-    print(as_table(report))
-    if options.lpips is None:
-        print("no --lpips FILE: VGG16 relu5_3 was left out")
-    with fsspec.open(options.out, "w", encoding="utf-8", auto_mkdir=True) as file:
-        json.dump(report, file, indent=2)
-    print(f"wrote {options.out}")
+    """Read, weigh, print the figures, write the report."""
+    store = Store(options.out)
+    # A place that cannot be written shows now, not after the work.
+    store.write(REQUEST_FILE, (json.dumps(vars(options), indent=2) + "\n").encode())
+    networks = load_networks(options.lpips, options.inception)
+    sources = open_sources(options)
+    extent = Extent(options.closeups, options.patches, options.batch)
+    large = {LARGE: max(2 * options.patches, options.closeups), HUGE: options.closeups}
+    photographs = load_photographs(options.photos, large=large, seed=SEED)
+    notes = notes_on(options, sources, len(photographs.large[LARGE]), networks)
+    with connect():
+        weighed = measure(
+            sources,
+            photographs,
+            networks,
+            extent=extent,
+            workers=options.workers,
+            device=options.device,
+            stall_seconds=options.stall_minutes * 60,
+        )
+    figures = report.to_json(weighed, photographs, options.photos, notes)
+    page = render_page(figures, weighed, photographs, notes)
+    print(report.as_table(figures))
+    store.write(JSON_FILE, (json.dumps(figures, indent=2, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    store.write(PAGE_FILE, page.encode())
+    print(f"\nwrote {store.path(JSON_FILE)} and {store.path(PAGE_FILE)}")
 
 
 if __name__ == "__main__":

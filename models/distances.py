@@ -28,10 +28,17 @@ class Overlap(NamedTuple):
 
 
 class Memorised(NamedTuple):
-    """The share of generated vectors nearer than `threshold` to a real one; see `memorised`."""
+    """The share of pictures nearer than `threshold` to a photograph trained on; see `memorised`."""
 
     share: float
     threshold: float
+
+
+class Manifold(NamedTuple):
+    """Vectors [n, D], each owning the ball [n] that reaches to one of its nearest neighbours in the set."""
+
+    vectors: Tensor
+    radius: Tensor
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
@@ -111,36 +118,43 @@ def neighbour_radius(a: Tensor, neighbours: int = 1) -> Tensor:
     return torch.cat(radii)
 
 
-def overlap(generated: Tensor, real: Tensor, neighbours: int = NEIGHBOURS) -> Overlap:
-    """How two sets [n, D] and [m, D] overlap, each vector owning the ball to its `neighbours`-th neighbour.
+def manifold(vectors: Tensor, neighbours: int = NEIGHBOURS) -> Manifold:
+    """The balls of `vectors` [n, D] to their `neighbours`-th nearest neighbours; UserError where there are too few."""
+    return Manifold(vectors, neighbour_radius(vectors, neighbours))
+
+
+def realism(vectors: Tensor, real: Manifold) -> Tensor:
+    """For each of `vectors` [n, D] the greatest of radius / distance over the balls of `real`: float64 [n].
+
+    At least 1 exactly where it lies in some ball; the greater, the deeper (Kynkäänniemi et al., 2019).
+    """
+    # An exact copy lies at distance 0; any positive floor keeps the quotient finite.
+    return torch.cat([(real.radius / block.clamp(min=1e-30)).amax(dim=1) for block in _blocks(vectors, real.vectors)])
+
+
+def overlap(generated: Manifold, real: Manifold) -> Overlap:
+    """How two sets overlap, both made by `manifold` with as many neighbours.
 
     precision: generated within the ball of some real vector; recall: real within the ball of some generated
     one; coverage: real whose own ball holds a generated one. For two large samples of one origin, coverage is
     about 1 - 2^-neighbours.
     """
-    radius_real, radius_generated = (
-        neighbour_radius(real, neighbours),
-        neighbour_radius(generated, neighbours),
+    shares = (
+        realism(generated.vectors, real) >= 1,
+        realism(real.vectors, generated) >= 1,
+        nearest(real.vectors, generated.vectors)[0] <= real.radius,
     )
-    precise = covered = recalled = 0
-    for block in _blocks(generated, real):
-        precise += int((block <= radius_real).any(dim=1).sum())
-    for block, radius in zip(_blocks(real, generated), radius_real.split(ROWS), strict=True):
-        recalled += int((block <= radius_generated).any(dim=1).sum())
-        covered += int((block <= radius[:, None]).any(dim=1).sum())
-    return Overlap(precise / len(generated), recalled / len(real), covered / len(real))
+    return Overlap(*(float(share.double().mean()) for share in shares))
 
 
-def memorised(generated: Tensor, real: Tensor, quantile: float = QUANTILE) -> Memorised:
-    """How many of `generated` [n, D] look copied from the photographs `real` [m, D].
+def memorised(generated: Tensor, heldout: Tensor, quantile: float = QUANTILE) -> Memorised:
+    """How many generated pictures look copied, from distances [n] and [h] to the nearest photograph trained on.
 
-    Each photograph in turn is held out against all others; the `quantile` of their distances to the nearest
-    other one is the threshold. Pictures that copy nothing fall below it as often as photographs do, i.e. with
-    a share of about `quantile`; a photograph present twice or more in `real` lowers the threshold.
+    The `quantile` of the distances of held-out photographs, which cannot have been copied, is the threshold: pictures
+    that copy nothing fall below it with a share of about `quantile`.
     """
-    threshold = neighbour_radius(real).quantile(quantile)
-    share = (nearest(generated, real)[0] < threshold).double().mean()
-    return Memorised(float(share), float(threshold))
+    threshold = heldout.quantile(quantile)
+    return Memorised(float((generated < threshold).double().mean()), float(threshold))
 
 
 def _blocks(a: Tensor, b: Tensor) -> Iterator[Tensor]:

@@ -1,4 +1,4 @@
-"""What many tests share: one local Ray cluster, tiny weights, random weights of VGG16, the end of processes."""
+"""What many tests share: one local Ray cluster, tiny weights, photographs, random VGG16, the end of processes."""
 
 import os
 
@@ -16,8 +16,10 @@ import socket
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from jobs import cli, generate
@@ -144,6 +146,20 @@ def prepared_cats(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
+def many_photographs(tmp_path_factory) -> Path:
+    """A folder of 160 photographs of 128 pixels, windows of those in tests/photos."""
+    folder = tmp_path_factory.mktemp("many")
+    photographs = [Image.open(path) for path in sorted((Path(__file__).parent / "photos").glob("*.jpg"))]
+    generator = np.random.default_rng(0)
+    for number in range(160):
+        photograph = photographs[number % len(photographs)]
+        side = int(generator.integers(64, 128))
+        x, y = (int(generator.integers(0, photograph.width - side + 1)) for _ in range(2))
+        photograph.resize((128, 128), box=(x, y, x + side, y + side)).save(folder / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def vgg_weights() -> dict[str, torch.Tensor]:
     """VGG16 and the heads of LPIPS in the right layout, random, such that activations stay near 1."""
     generator = torch.Generator().manual_seed(0)
@@ -195,13 +211,3 @@ def session_of(process: Path) -> int:
     except OSError:
         return 0
     return 0 if state == "Z" else int(session)
-
-
-def border_ratio(image, patches=(8, 8)):
-    """Mean step across patch borders over mean step inside patches; sides are multiples of the (rows, columns)."""
-    ratio = []
-    for axis, count in zip((2, 3), patches, strict=True):
-        step = image.diff(dim=axis).abs().mean(dim=[d for d in range(4) if d != axis])
-        border = torch.arange(1, image.shape[axis]) % (image.shape[axis] // count) == 0
-        ratio.append(float(step[border].mean() / step[~border].mean()))
-    return sum(ratio) / 2

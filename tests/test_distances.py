@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.distances import frechet, kid, memorised, nearest, neighbour_radius, overlap
+from models.distances import frechet, kid, manifold, memorised, nearest, neighbour_radius, overlap, realism
 from models.errors import UserError
 
 
@@ -76,17 +76,24 @@ def test_kid_of_shifted_gaussians_has_a_closed_form() -> None:
 
 def test_overlap_of_one_origin_of_a_collapse_and_of_strangers() -> None:
     # More vectors than one block of pairs holds.
-    real, fresh = normal(7, 1500, 3), normal(8, 1300, 3)
-    same = overlap(fresh, real)
+    real, fresh = manifold(normal(7, 1500, 3)), normal(8, 1300, 3)
+    same = overlap(manifold(fresh), real)
     assert same.precision > 0.93
     assert same.recall > 0.93
     # A ball to the 5th neighbour misses all of an equally dense second sample with probability 1/32.
     assert same.coverage == pytest.approx(1 - (1500 / 2800) ** 5, abs=0.02)
-    collapsed = overlap(normal(9, 1300, 3) * 0.1, real)
+    collapsed = overlap(manifold(normal(9, 1300, 3) * 0.1), real)
     assert collapsed.precision > 0.99
     assert collapsed.recall < 0.05
     assert collapsed.coverage < 0.1
-    assert overlap(fresh + 100, real) == (0, 0, 0)
+    assert overlap(manifold(fresh + 100), real) == (0, 0, 0)
+    assert overlap(real, real) == (1, 1, 1)
+
+
+def test_realism_by_hand() -> None:
+    balls = manifold(torch.tensor([[0.0], [1.0], [3.0], [7.0]]), 1)
+    # Radii 1, 1, 2, 4. At 2.5: 4 / 4.5 of the last ball, 2 / 0.5 of the third. On a rim: exactly 1, and inside.
+    assert realism(torch.tensor([[2.5], [-1.0], [-2.0]]), balls).tolist() == [4, 1, 0.5]
 
 
 def test_neighbours_by_hand() -> None:
@@ -101,8 +108,14 @@ def test_neighbours_by_hand() -> None:
 
 
 def test_planted_copies_are_found_and_fresh_pictures_are_not() -> None:
-    real, fresh = normal(10, 2000, 24), normal(11, 1000, 24)
-    assert memorised(fresh, real).share < 0.03
+    training, heldout, fresh = normal(10, 2000, 24), normal(13, 600, 24), normal(11, 1000, 24)
+
+    def share(pictures: Tensor) -> float:
+        return memorised(nearest(pictures, training)[0], nearest(heldout, training)[0]).share
+
+    # Held-out photographs fall below their own 1st percentile by definition: 6 of 600.
+    assert share(heldout) == 6 / 600
+    assert share(fresh) < 0.03
     planted = fresh.clone()
-    planted[:100] = real[500:600] + 1e-3 * normal(12, 100, 24)
-    assert memorised(planted, real).share == pytest.approx(0.1 + 0.9 * memorised(fresh, real).share, abs=0.005)
+    planted[:100] = training[500:600] + 1e-3 * normal(12, 100, 24)
+    assert share(planted) == pytest.approx(0.1 + 0.9 * share(fresh), abs=0.005)

@@ -1,0 +1,193 @@
+"""The evaluation of real splats on real Ray, its report and its page."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import test_evaluation
+import torch
+from PIL import Image
+from test_evaluation import BlockMeans
+
+from jobs import cli, evaluate, generate
+from models.measures import border_ratio
+from models.rasterize import rasterize, to_uint8
+from pipeline import report
+from pipeline.closeups import LARGE
+from pipeline.dataset import SplatDataset
+from pipeline.indices import Indices
+from pipeline.measurement import Extent, Weighed, measure
+from pipeline.pictures import Photographs, Source, load_photographs
+from pipeline.report_page import render_page
+
+COUNT = 70
+
+# Workers cannot import tests.
+ray.cloudpickle.register_pickle_by_value(test_evaluation)
+
+
+@pytest.fixture(scope="module")
+def splats(ray_cluster, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """70 pictures in two shards."""
+    out = tmp_path_factory.mktemp("source") / "splats"
+    options = ["--out", str(out), "--weights", str(tiny_weights), "--count", str(COUNT), "--steps", "1"]
+    assert cli.run(generate.Options, generate.main, [*options, "--shard-size", "40"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def photographs(many_photographs: Path) -> Photographs:
+    return load_photographs([str(many_photographs)], large={128: 16}, seed=0)
+
+
+def weigh(splats: Path, photographs: Photographs, workers: int) -> list[Weighed]:
+    dataset = SplatDataset(str(splats))
+    # The second set holds photographs that were trained on.
+    copies = photographs.training[:60].copy()
+    sources = [Source("deis <4>", str(splats), COUNT, dataset), Source("copies", "a & b", 60, copies)]
+    large = photographs.large[128].repeat(2, axis=1).repeat(2, axis=2)
+    enlarged = Photographs(photographs.training, photographs.heldout, {256: large, 512: large[:0]})
+    extent = Extent(closeups=3, patches=7, batch=16)
+    return measure(sources, enlarged, {"blocks": BlockMeans()}, extent=extent, workers=workers)
+
+
+@pytest.fixture(scope="module")
+def weighed(splats: Path, photographs: Photographs) -> list[Weighed]:
+    return weigh(splats, photographs, workers=1)
+
+
+def as_page(weighed: list[Weighed], photographs: Photographs) -> tuple[dict, str]:
+    figures = report.to_json(weighed, photographs, ["<photos>"], ["a note"])
+    return figures, render_page(figures, weighed, photographs, ["a note"])
+
+
+def test_figures_and_page_are_the_same_with_any_number_of_workers(
+    weighed: list[Weighed], splats: Path, photographs: Photographs
+) -> None:
+    assert as_page(weigh(splats, photographs, workers=2), photographs) == as_page(weighed, photographs)
+
+
+def test_what_is_weighed_is_what_the_splats_say(weighed: list[Weighed], splats: Path) -> None:
+    drawn = weighed[0]
+    fields = torch.cat([fields for _, fields in SplatDataset(str(splats)).read(Indices.first(COUNT))])
+    expected = to_uint8(rasterize(fields, 64, 64)).numpy().astype(int)
+    assert np.abs(drawn.pictures - expected).max() <= 1
+    assert drawn.closeups is not None
+    large = rasterize(fields[:3], LARGE, LARGE).clamp(-1, 1)
+    np.testing.assert_allclose(drawn.closeups.borders[LARGE], border_ratio(large), rtol=1e-4)
+    assert drawn.figures["borders"]["512"]["generated"]["pictures"] == 3
+    assert drawn.figures["patches"]["patches"] == 56
+    assert drawn.figures["patches"]["networks"]["blocks"]["floor"] > 0
+    # Nothing can be drawn larger of what are pictures already.
+    copied = weighed[1]
+    assert copied.figures["patches"] is copied.figures["consistency"] is copied.closeups is None
+    assert copied.figures["networks"]["blocks"]["memorised"]["share"] == 1
+    assert drawn.figures["networks"]["blocks"]["memorised"]["share"] < 0.1
+
+
+class Balance(HTMLParser):
+    """Checks that elements close in order, and collects what a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Elements of SVG without contents."""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_needs_nothing_else_and_escapes_names(weighed: list[Weighed], photographs: Photographs) -> None:
+    figures, page = as_page(weighed, photographs)
+    assert json.loads(json.dumps(figures, allow_nan=False)) == figures
+    parsed = Balance()
+    parsed.feed(page)
+    assert not parsed.open
+    assert all(url.startswith(("data:image/jpeg;base64,", "#set-")) for url in parsed.fetched)
+    for shown in ("deis <4>", "a & b", "<photos>", "a note", "memorised share"):
+        assert shown in parsed.text
+    distance = figures["sets"][0]["networks"]["blocks"]["frechet"]
+    table = report.as_table(figures)
+    for value in distance.values():
+        assert f"{value:.2f}" in parsed.text
+        assert f"{value:.2f}" in table
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["--splats", "SPLATS"], "70 pictures are too few for a covariance of 1,280 features"),
+        (["--pictures", "PHOTOS"], "80 pictures are too few for a covariance of 1,280 features"),
+        (["--splats", "SPLATS", "--count", "71"], "has 70 pictures, not 71"),
+        (["--splats", "SPLATS", "--lpips", "none.safetensors"], "no VGG16 weights at none.safetensors"),
+        (["--splats", "SPLATS", "--inception", "none.safetensors"], "no Inception weights at none.safetensors"),
+        (["--splats", "PHOTOS"], "has no plan.json"),
+        (["--splats", "SPLATS", "--device", "toaster"], "unknown device 'toaster'"),
+        (["--splats", "SPLATS", "--photos", "SPLATS"], "has no column 'image'"),
+        ([], "nothing to weigh"),
+        # Before anything is read.
+        (["--splats", "none", "--photos", "none", "--out", "PHOTOS/000.png/report"], "Not a directory: "),
+    ],
+)
+def test_what_cannot_be_weighed_is_told_in_one_line(
+    splats: Path,
+    many_photographs: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    changes: list[str],
+    message: str,
+) -> None:
+    given = [text.replace("PHOTOS", str(many_photographs)).replace("SPLATS", str(splats)) for text in changes]
+    for name, value in (("--photos", str(many_photographs)), ("--out", str(tmp_path / "report"))):
+        if name not in given:
+            given += [name, value]
+    assert cli.run(evaluate.Options, evaluate.main, given) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+    assert message in told
+    assert not (tmp_path / "report" / "report.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_command_writes_its_report(
+    ray_cluster, tiny_weights: Path, vgg_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splats, photographs, out = tmp_path / "splats", tmp_path / "photos", tmp_path / "report"
+    options = ["--out", str(splats), "--weights", str(tiny_weights), "--count", "1290", "--steps", "1"]
+    assert cli.run(generate.Options, generate.main, options) == 0
+    photographs.mkdir()
+    pictures = np.random.default_rng(0).integers(0, 256, (2600, 8, 8, 3), dtype=np.uint8)
+    for number, picture in enumerate(pictures):
+        Image.fromarray(picture).resize((64, 64)).save(photographs / f"{number}.png")
+    given = ["--splats", str(splats), "--photos", str(photographs), "--out", str(out), "--lpips", str(vgg_file)]
+    assert cli.run(evaluate.Options, evaluate.main, [*given, "--closeups", "2", "--patches", "165"]) == 0
+    told = capsys.readouterr().out
+    assert {path.name for path in out.iterdir()} == {"report.json", "report.html", "request.json"}
+    (figures,) = json.loads((out / "report.json").read_text())["sets"]
+    assert figures["count"] == 1290
+    assert figures["networks"].keys() == {"efficientnet_lite0", "vgg16_relu5_3"}
+    for network in figures["networks"].values():
+        assert network["frechet"]["generated"] > 2 * network["frechet"]["floor"]
+        assert f"{network['frechet']['floor']:.2f}" in told
+    assert "no --inception" in told.lower()
+    assert "too few for a covariance of patches" in told
+    assert "deis" in (out / "report.html").read_text()

@@ -1,6 +1,6 @@
 """How fast this machine draws, trains, samples and stores, beside an eager baseline and the hardware's limit.
 
-    python -m jobs.benchmark
+    python -m jobs.benchmark --device cpu
     python -m jobs.benchmark --device cuda --out benchmark.json --only draw draw-backward
 
 Real cats of the bundled weights are drawn. A limit is known for an H100 or H200 only.

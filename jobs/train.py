@@ -67,6 +67,8 @@ class Options:
     """Widths of the averages of the weights, as parts of the training so far; the first is weights.safetensors."""
     augment: float = 0.15
     """Chance of each of: zoom, turn, stretch, shift. The network is told, so that samples are not moved; 0 for none."""
+    dropout: float = 0.0
+    """Share of the hidden layers that each step leaves out, against learning by heart."""
     jitter: float = 0.0
     """Shift every picture by up to so many of 64 pixels: 4 moves the blocks of JPEG files off the patches' borders."""
     objective: Objective = field(default_factory=Objective)
@@ -88,6 +90,8 @@ class Options:
             raise UserError(f"--seed {self.seed} is not possible; give a number from 0 to {2**63 - 1}")
         if not 0 <= self.decay <= 1 or not 0 <= self.augment <= 1:
             raise UserError("--decay and --augment take 0 to 1")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"--dropout {self.dropout} is not possible; give a share from 0 to below 1")
         if not 0 <= self.jitter <= 32:
             raise UserError(f"--jitter {self.jitter} is not possible; give 0 to 32 pixels")
         if not self.ema_widths or not all(0 < width < 0.28 for width in self.ema_widths):
@@ -125,6 +129,7 @@ def main(options: Options) -> None:
         ema_widths=options.ema_widths,
         augment=options.augment,
         jitter=options.jitter,
+        dropout=options.dropout,
         start=start,
         objective=options.objective,
         lpips=options.lpips is not None,

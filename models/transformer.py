@@ -43,10 +43,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Attention over all patches, then SwiGLU, each gated by the conditioning."""
+    """Attention over all patches, then SwiGLU, each gated by the conditioning.
+
+    `dropout` is the share of SwiGLU's hidden layer that training leaves out.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
+        self.dropout = 0.0
         hidden = 64 * round(width * 8 / 3 / 64)
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -62,7 +66,8 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.offset)[:, :, None].unbind(1)
         x = x + gate1 * self.attend(modulate(x, shift1, scale1), cos, sin)
         gate, up = self.gate_up(modulate(x, shift2, scale2)).chunk(2, dim=-1)
-        return x + gate2 * self.down(F.silu(gate) * up)
+        hidden = F.dropout(F.silu(gate) * up, self.dropout, self.training)
+        return x + gate2 * self.down(hidden)
 
     def attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Multi-head attention with normalised, rotated queries and keys."""
@@ -87,6 +92,12 @@ class PatchTransformer(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
         self.reset_parameters()
+
+    def set_dropout(self, share: float) -> None:
+        """Leave out so much of every hidden layer in training; none as made, since it is no part of the shape."""
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.dropout = share
 
     def reset_parameters(self) -> None:
         """Xavier weights; modulation zero, so that every block starts as the identity."""

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from models.errors import UserError
 from models.losses import TERMS, draw_times, lerp, training_loss, velocity_loss
 from models.perceptual import Lpips
-from pipeline.batches import Pictures, as_image, make_batch
+from pipeline.batches import Pictures, as_image, make_batch, mixed_seed
 from pipeline.recipe import Budget, Recipe, learning_rate
 from pipeline.sheets import sample_sheet
 from pipeline.training_state import State
@@ -70,6 +70,7 @@ def train(
             upcoming = ahead.submit(make_batch, recipe, pictures, state.step + 1, rank, ranks)
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, state.step, budget.progress(state.step, state.seconds))
+            torch.manual_seed(mixed_seed(recipe.seed, state.step, rank))  # of dropout
             terms = training_loss(model, denoiser, objective=recipe.objective, lpips=perceptual, **batch)
             terms["loss"].backward()
             terms["norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)

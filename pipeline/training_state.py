@@ -48,6 +48,7 @@ class State:
         denoiser.to(device)
         averages = [copy.deepcopy(denoiser).requires_grad_(False).eval() for _ in recipe.ema_widths]
         model = AugmentedDenoiser(denoiser).to(device)
+        denoiser.backbone.set_dropout(recipe.dropout)
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=recipe.learning_rate,

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from models import checkpoint
-from models.denoiser import DenoiserConfig
+from models.denoiser import Denoiser, DenoiserConfig
 from models.errors import UserError
 from models.sampler import noise, sample
+from pipeline.augmentation import LABELS
 from pipeline.batches import Pictures, crop, make_batch
 from pipeline.recipe import Budget, Recipe, learning_rate
 from pipeline.trainer import train
@@ -135,6 +136,26 @@ def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint
     again = State.new(RECIPE, CPU)
     again.restore(tmp_path / "step-2", RECIPE)
     assert all(parameter.isfinite().all() for parameter in again.model.parameters())
+
+
+def test_dropout_is_for_training_alone() -> None:
+    state = State.new(dataclasses.replace(RECIPE, dropout=0.5), CPU, start=nonzero())
+    noisy, t = torch.randn(2, 3, 64, 64), torch.tensor([0.3, 0.7])
+    trained = [state.model(noisy, t, torch.zeros(2, LABELS)) for _ in range(2)]
+    assert (trained[0] - trained[1]).abs().max() > 1e-3
+    kept = [state.averages[0](noisy, t) for _ in range(2)]
+    assert torch.equal(*kept)
+    torch.testing.assert_close(kept[0], nonzero()(noisy, t))
+
+
+def nonzero() -> Denoiser:
+    """A model whose every layer is at work: as initialised, zeros switch most of them off."""
+    torch.manual_seed(0)
+    denoiser = Denoiser(RECIPE.model)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return denoiser
 
 
 def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:

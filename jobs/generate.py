@@ -9,6 +9,7 @@ The same command continues an interrupted run.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from jobs.cli import run
 from models import checkpoint
 from models.errors import UserError, check_name
-from models.sampler import SCHEDULES, SOLVERS
+from models.sampler import SCHEDULES, SOLVERS, Sampling
 from pipeline.cluster import DEVICES
 from pipeline.codec import CODECS, Shape
 from pipeline.generation import ROLLOUT_COLUMNS, generate
@@ -46,14 +47,15 @@ class Options:
     weights: str = str(checkpoint.PRETRAINED)
     """Weights from jobs.train, a path or fsspec URL; the bundled ones if not given."""
 
-    steps: int = 16
-    """Network calls a picture."""
+    steps: int | None = None
+    """Network calls a picture; if not given, what the weights say: 16 for the bundled ones."""
 
-    solver: str = "deis"
-    """How noise becomes a cat: euler, heun, dpmpp2m or deis."""
+    solver: str | None = None
+    """How noise becomes a cat: euler, heun, dpmpp2m or deis; if not given, what the weights say: deis."""
 
-    schedule: str = "early"
-    """When the calls are made: early (denser near the noise) or uniform."""
+    schedule: str | None = None
+    """When the calls are made: early (denser near the noise), uniform, or distilled (for students of jobs.train
+    --distil); if not given, what the weights say: early."""
 
     precision: str = "float16"
     """How splats are stored: float16, or compact, rounded in a third of the bytes such that pictures do not show it."""
@@ -108,8 +110,8 @@ class Options:
                 raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
         if not self.stall_minutes > 0:
             raise UserError(f"--stall-minutes {self.stall_minutes}: give a number above 0")
-        check_name("solver", self.solver, SOLVERS)
-        check_name("schedule", self.schedule, SCHEDULES)
+        check_name("solver", self.solver or Sampling.solver, SOLVERS)
+        check_name("schedule", self.schedule or Sampling.schedule, SCHEDULES)
         check_name("precision", self.precision, CODECS)
         check_name("device", self.device, DEVICES)
         for name, text in (("--rollout", self.rollout), ("--keep-rollout", self.keep_rollout)):
@@ -139,14 +141,18 @@ def parse_between(text: str) -> tuple[int, int]:
 def make_plan(options: Options, weights: bytes) -> GenerationPlan:
     """The frozen plan of a command; UserError if the weights cannot be used."""
     config = checkpoint.parse(weights, options.weights).config
+    about = json.loads(checkpoint.read_header(weights, options.weights)["about"])
+    sampling = Sampling(**about.get("sampling", {}))
+    schedule, steps = options.schedule or sampling.schedule, options.steps or sampling.steps
+    SCHEDULES[schedule](steps)  # which may have no such number of calls
     return GenerationPlan(
         count=options.pictures,
         shard_size=options.shard_size or power_of_two_size(options.pictures, 64, 4096),
         seed=options.seed,
         model=checkpoint.fingerprint(weights),
-        solver=options.solver,
-        schedule=options.schedule,
-        steps=options.steps,
+        solver=options.solver or sampling.solver,
+        schedule=schedule,
+        steps=steps,
         batch_size=options.batch_size,
         threads=options.threads,
         rows=config.rows,

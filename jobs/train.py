@@ -1,6 +1,7 @@
 """Train a splat denoiser on prepared photographs, data-parallel on Ray Train.
 
     python -m jobs.train --photos prepared --out runs/cats --minutes 60 --lpips lpips_vgg16.safetensors
+    python -m jobs.train --photos prepared --out runs/student --minutes 10 --distil 4 --weights runs/cats/weights.safetensors
 
 The same command continues a run that was stopped. OUT/weights.safetensors is what jobs.generate takes.
 """
@@ -41,6 +42,8 @@ class Options:
     """Stop after this many minutes of training, over all runs into the same --out."""
     weights: str | None = None
     """File of weights to start from, whose shape then replaces --width, --blocks, --heads and --kernel."""
+    distil: int = 0
+    """Calls (1, 2, 4 or 8) of a student that learns from --weights (the bundled ones if not given) what their 16 do."""
     lpips: str | None = None
     """File of perceptual weights; without it training runs without the perceptual term."""
     batch: int = 512
@@ -92,6 +95,8 @@ class Options:
             raise UserError("--decay and --augment take 0 to 1")
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout {self.dropout} is not possible; give a share from 0 to below 1")
+        if self.distil not in (0, 1, 2, 4, 8):
+            raise UserError(f"--distil {self.distil} is not possible; give 1, 2, 4 or 8 calls, or 0 for no student")
         if not 0 <= self.jitter <= 32:
             raise UserError(f"--jitter {self.jitter} is not possible; give 0 to 32 pixels")
         if not self.ema_widths or not all(0 < width < 0.28 for width in self.ema_widths):
@@ -117,9 +122,10 @@ def main(options: Options) -> None:
     training.claim(options.out)
     model = DenoiserConfig(kernel=options.kernel, width=options.width, blocks=options.blocks, heads=options.heads)
     start = None
-    if options.weights is not None:
-        data = checkpoint.read(options.weights)
-        model, start = checkpoint.parse(data, options.weights).config, checkpoint.fingerprint(data)
+    weights = options.weights or (str(checkpoint.PRETRAINED) if options.distil else None)
+    if weights is not None:
+        data = checkpoint.read(weights)
+        model, start = checkpoint.parse(data, weights).config, checkpoint.fingerprint(data)
     recipe = Recipe(
         model=model,
         batch=options.batch,
@@ -127,8 +133,10 @@ def main(options: Options) -> None:
         warmup=options.warmup,
         decay=options.decay,
         ema_widths=options.ema_widths,
-        augment=options.augment,
+        # A teacher takes pictures as they are.
+        augment=0.0 if options.distil else options.augment,
         jitter=options.jitter,
+        distil=options.distil,
         dropout=options.dropout,
         start=start,
         objective=options.objective,
@@ -144,7 +152,7 @@ def main(options: Options) -> None:
         workers=options.workers,
         detail=options.detail,
         lpips=options.lpips and absolute(options.lpips),
-        weights=options.weights and absolute(options.weights),
+        weights=weights and absolute(weights),
     )
     with connect() as cluster:
         if cluster.gpus:

@@ -30,6 +30,8 @@ from models.errors import UserError, check_name
 
 # Chosen by Frechet distance of the bundled weights, see the table in pretrained/README.md.
 EARLY_EXPONENT = 2.0
+# Calls of the rollouts, on the schedule `early`, that students are distilled from.
+TEACHER_CALLS = 16
 # Time of the last call of the schedule `early`, whose x is the result.
 EARLY_LAST = 0.85
 
@@ -41,7 +43,19 @@ class Step:
     t: float
     noisy: Tensor  # [B, 3, Y, X], the state the network saw
     field: Tensor  # [B, H, W, K, P], the splats it answered
+    after: Tensor  # [B, 3, Y, X], the state that follows; after the last call its x
 
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a rollout is made; weights say in their header which suits them."""
+
+    solver: str = "deis"
+    schedule: str = "early"
+    steps: int = 16  # network calls
+
+
+DEFAULT_SAMPLING = Sampling()
 
 # (noisy, t) -> (splat field, the same drawn at the model's resolution: x)
 Denoise = Callable[[Tensor, float], tuple[Tensor, Tensor]]
@@ -67,28 +81,37 @@ def early(intervals: int) -> list[float]:
     return [EARLY_LAST * (i / last) ** EARLY_EXPONENT for i in range(intervals)] + [1.0]
 
 
-SCHEDULES: dict[str, Callable[[int], list[float]]] = {"uniform": uniform, "early": early}
+def distilled(intervals: int) -> list[float]:
+    """The calls of a distilled student: every m-th of its teacher's TEACHER_CALLS. UserError where none is."""
+    if TEACHER_CALLS % intervals:
+        raise UserError(f"the schedule distilled has 1, 2, 4, 8 or {TEACHER_CALLS} calls, not {intervals}")
+    return [*early(TEACHER_CALLS)[: -1 : TEACHER_CALLS // intervals], 1.0]
+
+
+SCHEDULES: dict[str, Callable[[int], list[float]]] = {"uniform": uniform, "early": early, "distilled": distilled}
 
 
 def euler(denoise: Denoise, z: Tensor, times: Sequence[float]) -> Iterator[Step]:
     """The plain un-lerp, first order."""
     for s, t in itertools.pairwise(times):
         field, x = denoise(z, s)
-        yield Step(s, z, field)
-        z = unlerp(z, x, s, t)
+        after = unlerp(z, x, s, t)
+        yield Step(s, z, field, after)
+        z = after
 
 
 def heun(denoise: Denoise, z: Tensor, times: Sequence[float]) -> Iterator[Step]:
     """Second order, two calls an interval and one in the last (Karras et al., "EDM", 2022, algorithm 1)."""
     for s, t in itertools.pairwise(times):
         field, x = denoise(z, s)
-        yield Step(s, z, field)
         guess = unlerp(z, x, s, t)
+        yield Step(s, z, field, guess)
         if t < 1.0:
             field, corrected = denoise(guess, t)
-            yield Step(t, guess, field)
             slope = 0.5 * ((x - z) / (1.0 - s) + (corrected - guess) / (1.0 - t))
-            z = z + (t - s) * slope
+            after = z + (t - s) * slope
+            yield Step(t, guess, field, after)
+            z = after
 
 
 def dpmpp2m(denoise: Denoise, z: Tensor, times: Sequence[float]) -> Iterator[Step]:
@@ -96,14 +119,15 @@ def dpmpp2m(denoise: Denoise, z: Tensor, times: Sequence[float]) -> Iterator[Ste
     before: tuple[float, Tensor] | None = None
     for s, t in itertools.pairwise(times):
         field, x = denoise(z, s)
-        yield Step(s, z, field)
         towards = x
         # lambda is infinite at both ends: first order there, as in the paper's lower-order start and finish.
         if before is not None and before[0] > 0.0 and t < 1.0:
             r = (logit(s) - logit(before[0])) / (logit(t) - logit(s))
             towards = x + (x - before[1]) / (2.0 * r)
         before = (s, x)
-        z = unlerp(z, towards, s, t)
+        after = unlerp(z, towards, s, t)
+        yield Step(s, z, field, after)
+        z = after
 
 
 def deis(denoise: Denoise, z: Tensor, times: Sequence[float], order: int = 2) -> Iterator[Step]:
@@ -111,10 +135,12 @@ def deis(denoise: Denoise, z: Tensor, times: Sequence[float], order: int = 2) ->
     history: list[tuple[float, Tensor]] = []
     for s, t in itertools.pairwise(times):
         field, x = denoise(z, s)
-        yield Step(s, z, field)
         history = [*history, (s, x)][-order:]
         coefficients = adams_coefficients([time for time, _ in history], s, t)
-        z = z * ((1.0 - t) / (1.0 - s)) + sum(c * past for c, (_, past) in zip(coefficients, history, strict=True))
+        towards = sum((c * past for c, (_, past) in zip(coefficients, history, strict=True)), torch.zeros_like(z))
+        after = z * ((1.0 - t) / (1.0 - s)) + towards
+        yield Step(s, z, field, after)
+        z = after
 
 
 def adams_coefficients(nodes: Sequence[float], s: float, t: float) -> list[float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.losses import draw_times
 from models.rasterize import Region
-from pipeline.augmentation import draw_transforms, warp
+from pipeline.augmentation import LABELS, draw_transforms, warp
 from pipeline.recipe import Recipe
 from pipeline.training_set import TrainingSet
 
@@ -97,6 +97,18 @@ def make_batch(recipe: Recipe, pictures: Pictures, step: int, rank: int, ranks: 
     return batch
 
 
+def make_distillation_batch(recipe: Recipe, pictures: Pictures, step: int, rank: int, ranks: int) -> dict[str, Any]:
+    """What `distillation_loss` needs for one step of one rank; a function of the same."""
+    device = pictures.device
+    generator = torch.Generator(device).manual_seed(mixed_seed(recipe.seed, step, rank))
+    count = recipe.batch // ranks
+    clean, _ = pictures.draw(count, pictures.detailed_in(count), generator)
+    chance = random.Random(mixed_seed(recipe.seed, step))
+    *_, region = window(2 * recipe.detail_pixels, recipe.detail_pixels, chance)
+    noise = torch.randn(clean.shape, generator=generator, device=device)
+    return {"clean": clean, "noise": noise, "hints": (clean.new_zeros(count, LABELS),), "region": region}
+
+
 def augment(clean: Tensor, large: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Move pictures [B, 3, Y, X] and, alike, those at the front that are `large` too [M, 3, S, S]."""
     many = len(large)
@@ -107,19 +119,24 @@ def augment(clean: Tensor, large: Tensor, matrices: Tensor) -> tuple[Tensor, Ten
 
 
 def crop(pictures: Tensor, pixels: int, chance: random.Random) -> tuple[Tensor, Region]:
-    """Pictures as the same window of `pixels` by `pixels` at one scale.
-
-    A third of the time it is the whole picture, reduced; a third, a window at full resolution; else in between.
-    """
+    """Pictures as the same window of `pixels` by `pixels` at one scale, see `window`, and its region."""
     full = pictures.shape[-1]
-    side = chance.choice([pixels, full, chance.randrange(pixels, full + 1, WINDOW_STEP)])
+    side, top, left, region = window(full, pixels, chance)
     if full % side == 0:
         pictures = F.interpolate(pictures, size=(side, side), mode="area")
     else:
         pictures = F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    return pictures[:, :, top : top + pixels, left : left + pixels], region
+
+
+def window(full: int, pixels: int, chance: random.Random) -> tuple[int, int, int, Region]:
+    """Draw a window of `pixels` in a picture of up to `full`: the picture's side, top and left edge, and the region.
+
+    A third of the time it is the whole picture, reduced; a third, a window at full resolution; else in between.
+    """
+    side = chance.choice([pixels, full, chance.randrange(pixels, full + 1, WINDOW_STEP)])
     top, left = (chance.randrange(0, side - pixels + 1, WINDOW_STEP) for _ in range(2))
-    window = pictures[:, :, top : top + pixels, left : left + pixels]
-    return window, (left / side, top / side, (left + pixels) / side, (top + pixels) / side)
+    return side, top, left, (left / side, top / side, (left + pixels) / side, (top + pixels) / side)
 
 
 def mixed_seed(*parts: int) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from models.denoiser import DenoiserConfig
+from models.distillation import student_sampling
 from models.losses import Objective
+from models.sampler import DEFAULT_SAMPLING, Sampling
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,16 @@ class Recipe:
     dropout: float = 0.0  # share of the hidden layers that a step leaves out
     clip: float = 1.0  # largest norm of the gradient
     ema_widths: tuple[float, ...] = (0.05, 0.1)  # of the averages of the weights, as parts of the training so far
+    distil: int = 0  # calls of a student to distil from the weights to start from; 0: train on photographs
     start: str | None = None  # fingerprint of the weights that training started from
     detail_pixels: int = 128  # side at which splats are drawn against high-resolution photographs
     lpips: bool = True  # whether the perceptual terms are on
     seed: int = 0
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the trained weights want to be sampled."""
+        return student_sampling(self.distil) if self.distil else DEFAULT_SAMPLING
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.denoiser import Denoiser
 from models.rasterize import rasterize, to_uint8
-from models.sampler import noise, sample
+from models.sampler import DEFAULT_SAMPLING, Sampling, noise, sample
 
 GAP = 4
 
@@ -27,12 +27,20 @@ def contact_sheet(pictures: Sequence[np.ndarray], columns: int) -> Image.Image:
     return sheet
 
 
-def sample_sheet(denoiser: Denoiser, seed: int, *, count: int = 24, columns: int = 8, steps: int = 16) -> Image.Image:
+def sample_sheet(
+    denoiser: Denoiser,
+    seed: int,
+    *,
+    count: int = 24,
+    columns: int = 8,
+    sampling: Sampling = DEFAULT_SAMPLING,
+) -> Image.Image:
     """Pictures 0.. of a seed, drawn at twice the model's size: the same noise at every checkpoint of a training."""
     height, width = denoiser.size
     device = next(denoiser.parameters()).device
     with torch.inference_mode():
-        field = sample(denoiser, noise(seed, range(count), height, width).to(device), steps=steps, solver="deis")
+        start = noise(seed, range(count), height, width).to(device)
+        field = sample(denoiser, start, **vars(sampling))
         pictures = to_uint8(denoiser.draw(field, 2 * height, 2 * width)).cpu().numpy()
     return contact_sheet(list(pictures), columns)
 

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,10 +18,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from models.denoiser import Denoiser
+from models.distillation import distillation_loss
 from models.errors import UserError
 from models.losses import TERMS, draw_times, lerp, training_loss, velocity_loss
 from models.perceptual import Lpips
-from pipeline.batches import Pictures, as_image, make_batch, mixed_seed
+from pipeline.batches import Pictures, as_image, make_batch, make_distillation_batch, mixed_seed
 from pipeline.recipe import Budget, Recipe, learning_rate
 from pipeline.sheets import sample_sheet
 from pipeline.training_state import State
@@ -39,14 +42,16 @@ def train(
     work: Path,
     heldout: Tensor | None = None,
     perceptual: Lpips | None = None,
+    teacher: Denoiser | None = None,
     rank: int = 0,
     ranks: int = 1,
 ) -> None:
     """Train `state` on until the budget is spent; call `report` on every rank equally often.
 
     `state`, `pictures` and `perceptual` are on one device. Checkpoints are made in `work` by rank 0 and handed to
-    `report`, with the loss of the photographs `heldout`, uint8 [N, Y, X, 3]. Raises UserError, on all ranks alike, when
-    the loss is not finite; the checkpoints reported so far stay good.
+    `report`, with the loss of the photographs `heldout`, uint8 [N, Y, X, 3]. `teacher`: what is distilled, where
+    recipe.distil is not 0. Raises UserError, on all ranks alike, when the loss is not finite; the checkpoints reported
+    so far stay good.
     """
     device = pictures.device
     model: torch.nn.Module = state.model
@@ -55,23 +60,31 @@ def train(
         torch.set_float32_matmul_precision("high")
         # The blocks are alike: one compilation serves all, and their gradients are ready, to be reduced over the ranks,
         # one after the other.
-        for block in state.model.denoiser.backbone.blocks:
+        for block in [*denoiser.backbone.blocks, *(teacher.backbone.blocks if teacher else [])]:
             block.compile(dynamic=False)
         if perceptual is not None:
             perceptual.compile(dynamic=False)
     if ranks > 1:
         model = DistributedDataParallel(model, gradient_as_bucket_view=True)
 
+    loss: Callable[..., dict[str, Tensor]]
+    if teacher is None:
+        make, loss = make_batch, partial(training_loss, model, denoiser)
+    else:
+        make = make_distillation_batch
+        loss = partial(
+            distillation_loss, model, denoiser, teacher.to(device), calls=recipe.distil, pixels=recipe.detail_pixels
+        )
     log = Meter(state, recipe, budget, device)
     with ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(make_batch, recipe, pictures, state.step, rank, ranks)
+        upcoming = ahead.submit(make, recipe, pictures, state.step, rank, ranks)
         while log.progress < 1.0:
             batch = upcoming.result()
-            upcoming = ahead.submit(make_batch, recipe, pictures, state.step + 1, rank, ranks)
+            upcoming = ahead.submit(make, recipe, pictures, state.step + 1, rank, ranks)
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, state.step, budget.progress(state.step, state.seconds))
             torch.manual_seed(mixed_seed(recipe.seed, state.step, rank))  # of dropout
-            terms = training_loss(model, denoiser, objective=recipe.objective, lpips=perceptual, **batch)
+            terms = loss(objective=recipe.objective, lpips=perceptual, **batch)
             terms["loss"].backward()
             terms["norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
             state.optimizer.step()
@@ -86,7 +99,7 @@ def train(
                 if save and rank == 0:
                     metrics |= validate(state, recipe, pictures, heldout)
                     state.save(work, recipe)
-                    sample_sheet(state.averages[0], recipe.seed).save(work / "sheet.png")
+                    sample_sheet(state.averages[0], recipe.seed, sampling=recipe.sampling).save(work / "sheet.png")
                 report(metrics, work if save and rank == 0 else None)
 
 

@@ -150,7 +150,7 @@ def _worker(config: Mapping[str, Any]) -> None:
                 memory_bytes=int(memory / context.get_local_world_size()),
             )
             perceptual = load_lpips(settings.lpips).to(device) if settings.lpips else None
-            has_heldout = check(settings.photos)[2]["heldout"] > 0
+            has_heldout = not settings.recipe.distil and check(settings.photos)[2]["heldout"] > 0
             heldout = load(settings.photos, heldout=True, detail=None).small[:HELDOUT] if has_heldout else None
             start = checkpoint.load(settings.weights) if settings.weights else None
             state = State.new(settings.recipe, device, start)
@@ -168,6 +168,7 @@ def _worker(config: Mapping[str, Any]) -> None:
                 work=Path(work),
                 heldout=torch.from_numpy(heldout) if heldout is not None else None,
                 perceptual=perceptual,
+                teacher=start if settings.recipe.distil else None,
                 rank=rank,
                 ranks=ranks,
             )

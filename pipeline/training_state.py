@@ -74,7 +74,7 @@ class State:
             "pictures": self.step * recipe.batch,
             "minutes": self.seconds / 60.0,
         }
-        brief["recipe"] = asdict(recipe)
+        brief |= {"recipe": asdict(recipe), "sampling": asdict(recipe.sampling)}
         for width, average in zip(recipe.ema_widths, self.averages, strict=True):
             about = {**brief, "ema_width": width}
             weights = checkpoint.dump(average.state_dict(), recipe.model, precision="float16", about=about)

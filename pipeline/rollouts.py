@@ -23,10 +23,10 @@ from torch import Tensor
 
 from models.errors import UserError
 from pipeline.codec import Shape
-from pipeline.dataset import METADATA_KEY, SplatDataset, schema
+from pipeline.dataset import METADATA_KEY, SplatDataset, damaged, schema
 from pipeline.indices import Indices
 from pipeline.plan import GenerationPlan
-from pipeline.store import Store, damaged
+from pipeline.store import Store
 
 ROLLOUTS = "rollout.parquet"
 COLUMNS = {"index": pa.int64(), "step": pa.int32(), "t": pa.float32()}
@@ -95,7 +95,7 @@ def kept(source: SplatDataset) -> Indices:
         raise UserError(f"{source.store.url} has no {ROLLOUTS}: run its generation again with --keep-rollout") from None
     except (pa.ArrowInvalid, KeyError) as error:
         raise UserError(damaged(source.store, ROLLOUTS, " ".join(str(error).split()))) from None
-    return Indices.parse(",".join(map(str, found)))
+    return Indices.of(found)
 
 
 def require(source: SplatDataset, indices: Indices) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from jobs import cli
 from models.errors import UserError
 from pipeline.indices import Indices
-from pipeline.plan import CODE_VERSION, PLAN_FILE, GenerationPlan, Plan, RenderPlan, claim, load
+from pipeline.plan import CODE_VERSION, GenerationPlan, Plan, RenderPlan
+from pipeline.plan_file import PLAN_FILE, claim, load
 from pipeline.store import Store
 
 PLAN = GenerationPlan(

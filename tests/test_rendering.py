@@ -15,6 +15,7 @@ from PIL import Image
 
 from jobs import cli, render
 from models.rasterize import rasterize, to_uint8
+from pipeline import records
 from pipeline.dataset import SplatDataset
 from pipeline.indices import Indices
 from pipeline.rendering import render_shard
@@ -67,7 +68,7 @@ def test_one_picture_a_file_and_each_is_what_its_splats_say(splats, pictures):
                 "width": 48,
                 "height": 48,
             }
-    assert sum(record.rows for record in Store(str(pictures)).committed()) == 20
+    assert sum(record.rows for record in records.committed(Store(str(pictures)))) == 20
 
 
 def test_chosen_pictures_any_shape_kernel_and_view(splats, tmp_path):

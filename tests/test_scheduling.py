@@ -11,8 +11,8 @@ from models.errors import UserError
 from pipeline.indices import Indices
 from pipeline.plan import GenerationPlan, Shard
 from pipeline.progress import Progress
+from pipeline.records import Record
 from pipeline.scheduling import Ended, run_shards
-from pipeline.store import Record
 from pipeline.workers import ActorWorkers, TaskWorkers
 
 SHARDS = [Shard(i, Indices((range(10 * i, 10 * i + 10),))) for i in range(6)]

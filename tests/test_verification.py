@@ -18,7 +18,7 @@ from test_generation import command as generate_command
 
 from jobs import cli, render, status, verify
 from models.splats import PARAMETERS, random_field
-from pipeline import plan as plans
+from pipeline import plan_file
 from pipeline.dataset import to_table, write_table
 from pipeline.plan import GenerationPlan, Plan
 from pipeline.production import commit
@@ -155,7 +155,7 @@ def test_damage_to_pictures_is_found_repaired_and_made_again(splats, pictures, t
 def rewrite(out: Path, change) -> None:
     """Replace shard 1 by what `change` makes of it, with a record that agrees: what only reading the contents finds."""
     store = Store(str(out))
-    plan = plans.load(store, Plan)
+    plan = plan_file.load(store, Plan)
     shard = plan.shard(1)
     with store.create(plan.data(shard)) as output:
         change(output.file)
@@ -164,12 +164,12 @@ def rewrite(out: Path, change) -> None:
 
 def verdict(out: Path) -> str:
     store = Store(str(out))
-    plan = plans.load(store, Plan)
+    plan = plan_file.load(store, Plan)
     return " ".join(finding.reason for finding in verify_shard(store, plan, plan.shard(1)).findings)
 
 
 def test_contents_that_break_the_plan_are_found_although_the_checksum_agrees(splats, tmp_path):
-    plan = plans.load(Store(str(splats)), GenerationPlan)
+    plan = plan_file.load(Store(str(splats)), GenerationPlan)
     indices = plan.shard(1).indices
     generator = torch.Generator().manual_seed(0)
     good = random_field(generator, len(indices), 8, 8, 16)

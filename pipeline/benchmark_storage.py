@@ -24,7 +24,7 @@ from pipeline.encoders import Picture, encode_jpeg
 from pipeline.indices import Indices
 from pipeline.parallel import ordered
 from pipeline.plan import GenerationPlan
-from pipeline.sampling import COMPILED_PICTURES, generate_shard, prepare
+from pipeline.sampling import COMPILED_PICTURES, generate_shard, plan_for, prepare
 from pipeline.store import Store
 
 # Processes of one GPU, as bulk generation has them.
@@ -112,23 +112,17 @@ def _jpeg(picture: np.ndarray) -> bytes:
 
 def _plan(*, count: int, size: int, batch: int, steps: int) -> GenerationPlan:
     """A plan for the bundled weights."""
-    data = checkpoint.read(checkpoint.PRETRAINED)
-    config = checkpoint.parse(data, "bundled").config
-    return GenerationPlan(
+    return plan_for(
+        checkpoint.read(checkpoint.PRETRAINED),
+        "bundled",
         count=count,
         shard_size=size,
         seed=0,
-        model=checkpoint.fingerprint(data),
         solver="deis",
         schedule="early",
         steps=steps,
         batch_size=batch,
         threads=1,
-        rows=config.rows,
-        columns=config.columns,
-        splats_per_patch=config.splats_per_patch,
-        kernel=config.kernel,
-        neighbourhood=config.neighbourhood,
     )
 
 

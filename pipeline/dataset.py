@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from models.errors import UserError, check_name
+from models.errors import UserError, check_name, one_line
 from models.splats import LIMITS, MEANINGS, PARAMETERS
 from pipeline import plan_file, records
 from pipeline.codec import CODECS, Shape
@@ -170,11 +170,8 @@ class SplatDataset:
         with self._opened(shard) as (name, file):
             footer = pq.ParquetFile(file).metadata
             found = footer.schema.to_arrow_schema()
-            expected = schema(self.plan)
-            lacking = [f.name for f in expected if f.name not in found.names or found.field(f.name).type != f.type]
-            if lacking:
-                columns = " and ".join(f"{n!r} ({expected.field(n).type})" for n in lacking)
-                raise UserError(f"{self.store.path(name)} is not a shard of splats: it has no column {columns}")
+            if lacking := lacking_columns(found, schema(self.plan)):
+                raise UserError(f"{self.store.path(name)} is not a shard of splats: it has no column {lacking}")
             groups = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
             starts = [0, *itertools.accumulate(groups)]
             rows = len(self.plan.shard(shard).indices)
@@ -207,7 +204,13 @@ class SplatDataset:
         except (pa.ArrowInvalid, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the disk or the network, not of the contents
-            raise UserError(damaged(self.store, name, " ".join(str(error).split()))) from None
+            raise UserError(damaged(self.store, name, one_line(error))) from None
+
+
+def lacking_columns(found: pa.Schema, expected: pa.Schema) -> str:
+    """The expected columns that are not found, or of another type; empty if none is."""
+    lacking = [f for f in expected if f.name not in found.names or found.field(f.name).type != f.type]
+    return " and ".join(f"{f.name!r} ({f.type})" for f in lacking)
 
 
 def damaged(store: Store, name: str, reason: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from models.errors import UserError
+from models.errors import UserError, one_line
 from pipeline import atomic
 
 _ERRNO = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
@@ -46,7 +46,7 @@ class Store:
         try:
             self._fs, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise UserError(f"cannot use {url}: {' '.join(str(error).split())}") from None
+            raise UserError(f"cannot use {url}: {one_line(error)}") from None
         protocol = self._fs.protocol if isinstance(self._fs.protocol, str) else self._fs.protocol[0]
         if protocol == "memory":
             raise UserError(f"cannot use {url}: memory:// lives in one process; use a folder or an object store")
@@ -75,7 +75,7 @@ class Store:
             if self._local:
                 raise
             number = next((n for kind, n in _ERRNO.items() if isinstance(error, kind)), errno.EIO)
-            reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+            reason = one_line(getattr(error, "strerror", None) or error)
             raise OSError(number, reason, self.path(name)) from None
 
     def exists(self, name: str) -> bool:
@@ -184,7 +184,8 @@ class Store:
 
     def remove_folder(self, name: str) -> None:
         """Remove the folder `name` and all that is in it."""
-        self._fs.rm(self._full(name), recursive=True)
+        with self._answering(name):
+            self._fs.rm(self._full(name), recursive=True)
 
     def measure(self, names: Iterable[str]) -> tuple[int, str]:
         """The number of bytes and the SHA-256 of files, joined in the order given. OSError if one is not there."""

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_weights, wait_for_session_end
+from conftest import data_bytes, make_weights, wait_for_session_end
 from PIL import Image
 
 from jobs import cli, generate, verify
@@ -34,10 +34,6 @@ def arguments(out: Path, weights: Path, *more: str, count: int = COUNT) -> list[
 
 def command(*args: str) -> int:
     return cli.run(generate.Options, generate.main, list(args))
-
-
-def data_bytes(root: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((root / "data").iterdir())}
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,4 @@
 import dataclasses
-import io
 import json
 import re
 import shutil
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import files, pixels
 from PIL import Image
 
 from jobs import cli, render
@@ -27,19 +27,6 @@ ROOT = Path(__file__).parents[1]
 def command(splats: Path, out: Path, *more: str) -> int:
     options = ["--splats", str(splats), "--out", str(out), "--size", "48", *more]
     return cli.run(render.Options, render.main, options)
-
-
-def files(root: Path) -> dict[str, bytes]:
-    """Everything but the records, which hold times."""
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() and path.parent.name != "_stats" and path.name not in ("summary.json", "README.md")
-    }
-
-
-def pixels(encoded: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(encoded)))
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from typing import Any
 import fsspec
 import pytest
 import s3fs
-from conftest import S3_SOCKET
+from conftest import S3_SOCKET, data_bytes
 from moto.server import DomainDispatcherApplication, create_backend_app
 from test_atomic import SPLATS, run
-from test_generation import arguments, data_bytes
+from test_generation import arguments
 from test_generation import command as generate
 from werkzeug.serving import WSGIRequestHandler, make_server
 

@@ -12,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import data_bytes, files
 from PIL import Image
-from test_generation import arguments, data_bytes
+from test_generation import arguments
 from test_generation import command as generate_command
 
 from jobs import cli, render, status, verify
@@ -34,14 +35,6 @@ def check(url: Path, *options: str) -> int:
 
 def progress(url: Path) -> int:
     return cli.run(status.Options, status.main, [str(url)])
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() and path.parent.name != "_stats" and path.name not in ("summary.json", "README.md")
-    }
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 import tyro
 
-from models.errors import UserError
+from models.errors import UserError, one_line
 
 Options = TypeVar("Options")
 
@@ -84,9 +85,27 @@ def parse(options_type: type[Options], arguments: list[str] | None) -> Options:
         raise UserError(" ".join(words)) from None
 
 
+def check_numbers(
+    options: object, *names: str, least: float | None = None, most: float | None = None, above: float = 0
+) -> None:
+    """UserError unless each option of these names, if given, is from `least` to `most`, or finite and above `above`."""
+    for name in names:
+        value = getattr(options, name)
+        if value is None:
+            continue
+        if least is None:
+            fits, wanted = above < value < math.inf, f"a finite number above {above}"
+        elif most is None:
+            fits, wanted = value >= least, f"a number of at least {least}"
+        else:
+            fits, wanted = least <= value <= most, f"a number from {least:,} to {most:,}"
+        if not fits:
+            raise UserError(f"--{name.replace('_', '-')} {value}: give {wanted}")
+
+
 def describe(error: Exception) -> str:
     """One line that names what failed, for a UserError or an operating system's error."""
     if isinstance(error, OSError) and error.strerror:
         where = f" {error.filename!s}" if error.filename else ""
         return f"{error.strerror}:{where}" if where else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)

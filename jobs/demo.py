@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 
 from jobs import generate, render
-from jobs.cli import run
-from models.errors import UserError
+from jobs.cli import check_numbers, run
 from pipeline.cluster import connect
 from pipeline.dataset import SplatDataset
 from pipeline.indices import Indices
@@ -39,8 +38,7 @@ class Options:
     """The cat that the sheet takes apart, 0 to 15."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.favourite < COUNT:
-            raise UserError(f"--favourite {self.favourite}: give the number of a cat, 0 to {COUNT - 1}")
+        check_numbers(self, "favourite", least=0, most=COUNT - 1)
 
 
 def main(options: Options) -> None:

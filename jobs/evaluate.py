@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from jobs.cli import run
+from jobs.cli import check_numbers, run
 from models.errors import UserError, check_name
 from pipeline import report
 from pipeline.closeups import HUGE, LARGE
@@ -67,13 +67,13 @@ class Options:
     """Pictures that go through a network at once."""
 
     workers: int | None = None
-    """Tasks at once; as many as the cluster has GPUs, or else CPUs, if not given."""
+    """Number of tasks at once; one a GPU, or one a CPU, of the cluster if not given."""
 
     device: str = "auto"
     """auto (GPUs where the cluster has some), cpu or gpu."""
 
     stall_minutes: float = 60.0
-    """Give up when no task ends for so long."""
+    """Give up when no task ends for so many minutes."""
 
     def __post_init__(self) -> None:
         check_name("device", self.device, DEVICES)
@@ -81,12 +81,10 @@ class Options:
             raise UserError("--photos needs at least one URL")
         if not (self.splats or self.pictures):
             raise UserError("nothing to weigh: give --splats URL, or --pictures URL")
-        for name, least in (("count", 1), ("closeups", 2), ("patches", 0), ("batch", 1), ("workers", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise UserError(f"--{name} {value}: give a number of at least {least}")
-        if not self.stall_minutes > 0:
-            raise UserError(f"--stall-minutes {self.stall_minutes}: give a number above 0")
+        check_numbers(self, "count", "batch", "workers", least=1)
+        check_numbers(self, "closeups", least=2)
+        check_numbers(self, "patches", least=0)
+        check_numbers(self, "stall_minutes")
 
 
 def open_sources(options: Options) -> list[Source]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from jobs.cli import run
+from jobs.cli import check_numbers, run
 from models.errors import UserError
 from pipeline.dataset import SplatDataset
 from pipeline.gallery import INDEX, write_gallery
@@ -45,8 +45,7 @@ class Options:
     """Width of the thumbnails in pixels."""
 
     def __post_init__(self) -> None:
-        if not 16 <= self.thumbnail <= 1024:
-            raise UserError(f"--thumbnail {self.thumbnail}: give a width from 16 to 1024 pixels")
+        check_numbers(self, "thumbnail", least=16, most=1024)
         if self.indices is not None and len(Indices.parse(self.indices)) > LARGEST_COUNT:
             raise UserError(f"--indices {self.indices}: choose at most {LARGEST_COUNT:,} cats")
 

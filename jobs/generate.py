@@ -9,12 +9,11 @@ The same command continues an interrupted run.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from dataclasses import dataclass
 
-from jobs.cli import run
+from jobs.cli import check_numbers, run
 from models import checkpoint
 from models.errors import UserError, check_name
 from models.sampler import SCHEDULES, SOLVERS, Sampling
@@ -23,6 +22,7 @@ from pipeline.codec import CODECS, Shape
 from pipeline.generation import ROLLOUT_COLUMNS, generate
 from pipeline.indices import LARGEST, Indices
 from pipeline.plan import GenerationPlan, power_of_two_size
+from pipeline.sampling import plan_for
 from pipeline.store import Store
 
 # Measured on a file of 64 pictures of the bundled weights.
@@ -61,7 +61,7 @@ class Options:
     """How splats are stored: float16, or compact, rounded in a third of the bytes such that pictures do not show it."""
 
     shard_size: int | None = None
-    """Pictures a file, 18 KB each; 64 to 4,096 (1.1 to 72 MB) by the number of pictures if not given."""
+    """Pictures a shard; 64 to 4,096 (1.1 to 70 MB as float16) by the number of pictures if not given."""
 
     batch_size: int = 256
     """Pictures through the network at once; part of the plan, since it changes the last bits."""
@@ -70,7 +70,7 @@ class Options:
     """Threads of an actor on a CPU; part of the plan, since they change the last bits."""
 
     workers: int | None = None
-    """Number of actors; two a GPU, or one a CPU, of the cluster if not given."""
+    """Number of actors at once; two a GPU, or one a CPU, of the cluster if not given."""
 
     device: str = "auto"
     """auto (GPUs where the cluster has some), cpu or gpu."""
@@ -88,7 +88,7 @@ class Options:
     """Indices: also keep the splats of every step of these, in rollout.parquet, for jobs.render --animate rollout."""
 
     stall_minutes: float = 60.0
-    """Give up, and name the stuck shards, when none ends for so long."""
+    """Give up, and name the stuck shards, when none ends for so many minutes."""
 
     dry_run: bool = False
     """Only print what would be made."""
@@ -98,18 +98,11 @@ class Options:
             raise UserError("give --count, the number of pictures, or --between, two of them to morph")
         if self.between is not None:
             parse_between(self.between)
-            if not 2 <= self.frames <= LARGEST:
-                raise UserError(f"--frames {self.frames}: give the number of pictures, at least 2")
-        elif not 1 <= self.pictures <= LARGEST:
-            raise UserError(f"--count {self.count}: give the number of pictures, at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed {self.seed}: give a number from 0 to {2**63 - 1}")
-        for name in ("steps", "shard_size", "batch_size", "threads", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
-        if not self.stall_minutes > 0:
-            raise UserError(f"--stall-minutes {self.stall_minutes}: give a number above 0")
+            check_numbers(self, "frames", least=2, most=LARGEST)
+        check_numbers(self, "count", least=1, most=LARGEST)
+        check_numbers(self, "seed", least=0, most=LARGEST)
+        check_numbers(self, "steps", "shard_size", "batch_size", "threads", "workers", least=1)
+        check_numbers(self, "stall_minutes")
         check_name("solver", self.solver or Sampling.solver, SOLVERS)
         check_name("schedule", self.schedule or Sampling.schedule, SCHEDULES)
         check_name("precision", self.precision, CODECS)
@@ -140,26 +133,20 @@ def parse_between(text: str) -> tuple[int, int]:
 
 def make_plan(options: Options, weights: bytes) -> GenerationPlan:
     """The frozen plan of a command; UserError if the weights cannot be used."""
-    config = checkpoint.parse(weights, options.weights).config
-    about = json.loads(checkpoint.read_header(weights, options.weights)["about"])
-    sampling = Sampling(**about.get("sampling", {}))
+    sampling = checkpoint.sampling(weights, options.weights)
     schedule, steps = options.schedule or sampling.schedule, options.steps or sampling.steps
     SCHEDULES[schedule](steps)  # which may have no such number of calls
-    return GenerationPlan(
+    return plan_for(
+        weights,
+        options.weights,
         count=options.pictures,
         shard_size=options.shard_size or power_of_two_size(options.pictures, 64, 4096),
         seed=options.seed,
-        model=checkpoint.fingerprint(weights),
         solver=options.solver or sampling.solver,
         schedule=schedule,
         steps=steps,
         batch_size=options.batch_size,
         threads=options.threads,
-        rows=config.rows,
-        columns=config.columns,
-        splats_per_patch=config.splats_per_patch,
-        kernel=config.kernel,
-        neighbourhood=config.neighbourhood,
         precision=options.precision,
         between=",".join(map(str, parse_between(options.between))) if options.between is not None else "",
     )

@@ -1,6 +1,8 @@
 """Make the prepared set that training reads from photographs in folders, zips or Parquet files.
 
-python -m jobs.prepare --photos cats/ more.zip s3://bucket/cats.parquet --out prepared
+    python -m jobs.prepare --photos cats/ more.zip s3://bucket/cats.parquet --out prepared
+
+The same command again leaves a finished set alone and makes an unfinished one anew.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from jobs.cli import run
+from jobs.cli import check_numbers, run
 from models.errors import UserError
 from pipeline.photos import SIDE_MIN, parse_box
 from pipeline.preparation import prepare
@@ -16,23 +18,24 @@ from pipeline.preparation import prepare
 
 @dataclass(frozen=True)
 class Options:
-    """Options of jobs.prepare."""
+    """Which photographs, and where to put the prepared set."""
 
-    # Folders, .zip files or Parquet files with an `image` column; paths or fsspec URLs.
     photos: tuple[str, ...]
-    # Folder or URL of the prepared set.
+    """Folders, .zip files or Parquet files with an `image` column; paths or fsspec URLs."""
+
     out: str
-    # Square to cut out, x0,y0,x1,y1 in pixels of the upright photograph; default: the largest centred square.
+    """Folder or fsspec URL of the prepared set."""
+
     box: str | None = None
-    # Keep at most this many pixels a side; larger photographs are reduced.
+    """Square to cut out, x0,y0,x1,y1 in pixels of the upright photograph; the largest centred square if not given."""
+
     cap: int = 256
+    """Keep at most this many pixels a side; larger photographs are reduced."""
 
     def __post_init__(self) -> None:
-        """Check the ranges; raises UserError."""
         if not self.photos:
             raise UserError("--photos needs at least one folder, .zip or Parquet file")
-        if self.cap < SIDE_MIN:
-            raise UserError(f"--cap {self.cap} is below {SIDE_MIN}")
+        check_numbers(self, "cap", least=SIDE_MIN)
         if self.box is not None:
             parse_box(self.box)
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from jobs.cli import run
+from jobs.cli import check_numbers, run
 from models.errors import UserError, check_name
 from models.kernels import KERNELS
 from models.rasterize import VIEWS
-from pipeline import encoders, pyramids, rollouts
+from pipeline import rollouts
 from pipeline.cluster import DEVICES
 from pipeline.dataset import SplatDataset
 from pipeline.drawing import MOTIONS, frame_of
@@ -36,7 +36,7 @@ from pipeline.indices import Indices
 from pipeline.plan import RenderPlan, power_of_two_size
 from pipeline.press import balance
 from pipeline.rendering import render
-from pipeline.sinks import FORMATS, Format
+from pipeline.sinks import FORMATS, choose
 from pipeline.store import Store
 
 FRAMES_PER_SECOND = {"zoom": 24.0, "rollout": 6.0, "pictures": 24.0}
@@ -103,13 +103,13 @@ class Options:
     """Pictures a shard; by the number and the size of pictures if not given."""
 
     workers: int | None = None
-    """Number of tasks at once; as many as the cluster has CPUs if not given."""
+    """Number of tasks at once; four a GPU, or one a CPU, of the cluster if not given."""
 
     device: str = "auto"
     """auto (GPUs where the cluster has some), cpu or gpu."""
 
     stall_minutes: float = 60.0
-    """Give up, and name the stuck shards, when none ends for so long."""
+    """Give up, and name the stuck shards, when none ends for so many minutes."""
 
     def __post_init__(self) -> None:
         check_name("view", self.view, VIEWS)
@@ -125,18 +125,11 @@ class Options:
             check_name("animation", self.animate, MOTIONS.keys() - {"none", "zoom"})
         if self.neighbourhood not in (None, 1, 3):
             raise UserError(f"--neighbourhood {self.neighbourhood}: give 3 or 1")
-        for name in ("shard_size", "workers"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
-        if not 1 <= self.quality <= 100:
-            raise UserError(f"--quality {self.quality}: give a number from 1 to 100")
-        if not self.stall_minutes > 0:
-            raise UserError(f"--stall-minutes {self.stall_minutes}: give a number above 0")
-        if not 2 <= self.frames <= 10_000:
-            raise UserError(f"--frames {self.frames}: give a number from 2 to 10,000")
-        if self.fps is not None and not 0.1 <= self.fps <= 100:
-            raise UserError(f"--fps {self.fps}: give a number from 0.1 to 100")
+        check_numbers(self, "shard_size", "workers", least=1)
+        check_numbers(self, "quality", least=1, most=100)
+        check_numbers(self, "frames", least=2, most=10_000)
+        check_numbers(self, "fps", least=0.1, most=100)
+        check_numbers(self, "stall_minutes")
         if self.zoom is not None and self.animate is not None:
             raise UserError(f"--zoom and --animate {self.animate} are two animations: give one of them")
         parse_size(self.size)
@@ -154,8 +147,10 @@ def make_plan(options: Options, source: SplatDataset) -> RenderPlan:
     motion = "zoom" if options.zoom is not None else options.animate or "none"
     indices = _indices(options, source, motion)
     frames = {"none": 1, "zoom": options.frames, "rollout": splats.steps + 1, "pictures": len(indices)}[motion]
-    output, encoding = _output(options, width, height, frames, motion)
+    output, encoding = choose(options.format, options.encoding, width, height, frames, moving=motion != "none")
     format = FORMATS[output]
+    if options.shard_size is not None and options.shard_size > format.pictures_per_shard:
+        raise UserError(f"--shard-size {options.shard_size}: {output} takes at most {format.pictures_per_shard:,}")
     if motion == "pictures":
         shard_size = len(indices)
     else:
@@ -193,42 +188,6 @@ def _indices(options: Options, source: SplatDataset, motion: str) -> Indices:
     if options.indices is not None:
         return Indices.parse(options.indices)
     return rollouts.kept(source) if motion == "rollout" else source.plan.pictures
-
-
-def _output(options: Options, width: int, height: int, frames: int, motion: str) -> tuple[str, str]:
-    """The names of format and encoding; UserError where they cannot hold such pictures."""
-    pixels = width * height * frames
-    output = options.format or ("tiff" if pixels > FORMATS["files"].most_pixels and motion == "none" else "files")
-    format = FORMATS[output]
-    fitting = [
-        name for name in format.encodings if (ENCODINGS[name].still if motion == "none" else ENCODINGS[name].moving)
-    ]
-    if not fitting:
-        raise UserError(f"--format {output} holds no animations: give files, webdataset or parquet")
-    encoding = options.encoding or fitting[0]
-    if encoding not in fitting:
-        what = "pictures" if motion == "none" else "animations"
-        raise UserError(f"--encoding {encoding}: {what} in the format {output} are {', '.join(fitting)}")
-    encoders.require(encoding)
-    if output == "tiff":
-        pyramids.require_tiff()
-    _check_size(options, format, encoding, width, height, frames)
-    if options.shard_size is not None and options.shard_size > format.pictures_per_shard:
-        raise UserError(f"--shard-size {options.shard_size}: {output} takes at most {format.pictures_per_shard:,}")
-    return output, encoding
-
-
-def _check_size(options: Options, format: Format, encoding: str, width: int, height: int, frames: int) -> None:
-    largest = format.largest_side if format.tiled else ENCODINGS[encoding].largest_side
-    if max(width, height) > largest:
-        raise UserError(f"--size {options.size}: {encoding} takes sides of 1 to {largest:,} pixels")
-    if width * height * frames > format.most_pixels:
-        what = f"{frames} frames of {width}x{height} are" if frames > 1 else f"{width}x{height} is"
-        remedy = "choose fewer or smaller ones" if frames > 1 else "use --format tiff or dzi"
-        raise UserError(
-            f"--size {options.size}: {what} more than the {format.most_pixels / 1e6:,.0f} megapixels that are held in"
-            f" memory at once: {remedy}"
-        )
 
 
 def main(options: Options) -> None:

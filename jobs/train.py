@@ -8,12 +8,11 @@ The same command continues a run that was stopped. OUT/weights.safetensors is wh
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jobs.cli import run
+from jobs.cli import check_numbers, run
 from models import checkpoint
 from models.denoiser import DenoiserConfig
 from models.errors import UserError, check_name
@@ -22,62 +21,87 @@ from models.losses import Objective
 from models.perceptual import load_lpips
 from pipeline import training
 from pipeline.cluster import connect
+from pipeline.indices import LARGEST
 from pipeline.recipe import Budget, Recipe
 from pipeline.training_set import check
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of jobs.train."""
+    """What to train on, what to train, for how long, and where to."""
 
     photos: str
     """Folder (or fsspec URL) that jobs.prepare made; every worker must reach it."""
+
     out: str
     """Folder (or fsspec URL) for checkpoints, weights and sample sheets; every worker must reach it."""
+
     workers: int = 1
-    """Data-parallel workers: one a GPU, or CPU processes where the cluster has no GPU."""
+    """Number of data-parallel workers: one a GPU, or CPU processes where the cluster has no GPU."""
+
     steps: int | None = None
     """Stop after this many steps."""
+
     minutes: float | None = None
     """Stop after this many minutes of training, over all runs into the same --out."""
+
     weights: str | None = None
     """File of weights to start from, whose shape then replaces --width, --blocks, --heads and --kernel."""
+
     distil: int = 0
     """Calls (1, 2, 4 or 8) of a student that learns from --weights (the bundled ones if not given) what their 16 do."""
+
     lpips: str | None = None
     """File of perceptual weights; without it training runs without the perceptual term."""
+
     batch: int = 512
     """Pictures a step, over all workers."""
+
     learning_rate: float = 6e-4
     """Peak learning rate of AdamW."""
+
     kernel: str = "wavelet"
     """Kernel of the splats."""
+
     width: int = 384
     """Width of the transformer."""
+
     blocks: int = 16
     """Blocks of the transformer."""
+
     heads: int = 6
     """Attention heads; the width must be a multiple of 4 times this."""
+
     detail: int = 256
     """Photographs at least this wide supervise at high resolution too; 0 turns that off."""
+
     seed: int = 0
     """Seed of weights, batches and noise."""
+
     warmup: int = 400
     """Steps over which the learning rate rises."""
+
     decay: float = 0.4
     """Last part of training over which the learning rate falls to 0."""
+
     ema_widths: tuple[float, ...] = (0.05, 0.1)
     """Widths of the averages of the weights, as parts of the training so far; the first is weights.safetensors."""
+
     augment: float = 0.15
     """Chance of each of: zoom, turn, stretch, shift. The network is told, so that samples are not moved; 0 for none."""
+
     dropout: float = 0.0
     """Share of the hidden layers that each step leaves out, against learning by heart."""
+
     jitter: float = 0.0
     """Shift every picture by up to so many of 64 pixels: 4 moves the blocks of JPEG files off the patches' borders."""
+
     objective: Objective = field(default_factory=Objective)
     """Weights and schedules of the loss."""
+
     report_every: int = 50
     """Steps between lines of progress."""
+
     save_every: int = 2000
     """Steps between checkpoints."""
 
@@ -85,31 +109,24 @@ class Options:
         check_name("kernel", self.kernel, KERNELS)
         if self.steps is None and self.minutes is None:
             raise UserError("say how long to train: give --steps or --minutes, or both")
-        for name in ("workers", "steps", "minutes", "batch", "learning_rate", "width", "blocks", "heads"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"--{name.replace('_', '-')} {value} is not possible; give a number above 0")
-        if not 0 <= self.seed < 2**63:
-            raise UserError(f"--seed {self.seed} is not possible; give a number from 0 to {2**63 - 1}")
-        if not 0 <= self.decay <= 1 or not 0 <= self.augment <= 1:
-            raise UserError("--decay and --augment take 0 to 1")
+        check_numbers(self, "workers", "steps", "batch", "width", "blocks", "heads", least=1)
+        check_numbers(self, "warmup", "report_every", "save_every", least=1)
+        check_numbers(self, "minutes", "learning_rate")
+        check_numbers(self, "seed", least=0, most=LARGEST)
+        check_numbers(self, "decay", "augment", least=0, most=1)
+        check_numbers(self, "jitter", least=0, most=32)
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout {self.dropout} is not possible; give a share from 0 to below 1")
         if self.distil not in (0, 1, 2, 4, 8):
             raise UserError(f"--distil {self.distil} is not possible; give 1, 2, 4 or 8 calls, or 0 for no student")
-        if not 0 <= self.jitter <= 32:
-            raise UserError(f"--jitter {self.jitter} is not possible; give 0 to 32 pixels")
         if not self.ema_widths or not all(0 < width < 0.28 for width in self.ema_widths):
-            raise UserError("--ema-widths takes one or more numbers above 0 and below 0.28")
-        for name in ("warmup", "report_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} must be at least 1")
+            raise UserError(f"--ema-widths {self.ema_widths}: give one or more numbers above 0 and below 0.28")
         if self.batch % self.workers:
             raise UserError(f"--batch {self.batch} is not a multiple of --workers {self.workers}")
         if self.width % (4 * self.heads):
             raise UserError(f"--width {self.width} is not a multiple of 4 times --heads {self.heads}")
         if self.detail < 0 or 0 < self.detail < 128:
-            raise UserError(f"--detail {self.detail} is not possible; give 0 for none, or at least 128")
+            raise UserError(f"--detail {self.detail}: give 0 for none, or at least 128")
 
 
 def main(options: Options) -> None:

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from jobs.cli import run
+from jobs.cli import check_numbers, run
 from models.errors import UserError
 from pipeline.store import Store
 from pipeline.verification import Finding, repair, verify
@@ -31,11 +31,10 @@ class Options:
     """Remove bad shards and their records, so that the command that made the dataset makes them again."""
 
     stall_minutes: float = 60.0
-    """Give up, and name the stuck shards, when none ends for so long."""
+    """Give up, and name the stuck shards, when none ends for so many minutes."""
 
     def __post_init__(self) -> None:
-        if not self.stall_minutes > 0:
-            raise UserError(f"--stall-minutes {self.stall_minutes}: give a number above 0")
+        check_numbers(self, "stall_minutes")
 
 
 def main(options: Options) -> None:

@@ -16,7 +16,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from models.denoiser import Denoiser, DenoiserConfig
-from models.errors import UserError
+from models.errors import UserError, check_name
+from models.sampler import SCHEDULES, SOLVERS, Sampling
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "cats64.safetensors"
 FORMAT = "splatcats-weights/1"
@@ -94,6 +95,19 @@ def read_header(data: bytes, name: str) -> dict[str, str]:
             f"weights {name} name {found!r} as their format, not {FORMAT!r}; give a file made by jobs.train"
         )
     return header
+
+
+def sampling(data: bytes, name: str) -> Sampling:
+    """How serialised weights want to be sampled; the default where they do not say. Raises UserError."""
+    try:
+        said = Sampling(**json.loads(read_header(data, name)["about"]).get("sampling", {}))
+        check_name("solver", said.solver, SOLVERS)
+        check_name("schedule", said.schedule, SCHEDULES)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"weights {name} cannot be read: {error}; give a file made by jobs.train") from None
+    if type(said.steps) is not int or said.steps < 1:
+        raise UserError(f"weights {name} ask for {said.steps!r} calls; give a file made by jobs.train, or --steps")
+    return said
 
 
 def read(url: str | Path) -> bytes:

@@ -76,13 +76,20 @@ class Denoiser(nn.Module):
         On CUDA the backbone runs in bfloat16; the head always in float32, because a mean rounded to bfloat16 would
         be off by a quarter of a pixel at 512 px.
         """
-        config = self.config
-        tokens = noisy.unflatten(3, (config.columns, config.patch)).unflatten(2, (config.rows, config.patch))
-        tokens = tokens.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         with torch.autocast(noisy.device.type, torch.bfloat16, enabled=noisy.is_cuda):
-            features = self.backbone(tokens, t, hint)
+            features = self.backbone(self.tokens(noisy), t, hint)
         with torch.autocast(noisy.device.type, enabled=False):
-            raw = self.head(features.float())
+            return self.field(self.head(features.float()))
+
+    def tokens(self, picture: Tensor) -> Tensor:
+        """The patches of pictures [B, 3, Y, X], row by row, a vector each: [B, H W, 3 * patch * patch]."""
+        config = self.config
+        tokens = picture.unflatten(3, (config.columns, config.patch)).unflatten(2, (config.rows, config.patch))
+        return tokens.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+    def field(self, raw: Tensor) -> Tensor:
+        """The splat field [B, H, W, K, P] of the head's raw output [B, H W, K P]."""
+        config = self.config
         return activate(raw.unflatten(2, (config.splats_per_patch, -1)).unflatten(1, (config.rows, config.columns)))
 
     def draw(self, field: Tensor, height: int, width: int, region: Region = WHOLE) -> Tensor:

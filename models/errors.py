@@ -12,6 +12,11 @@ class UserError(Exception):
     """
 
 
+def one_line(said: object) -> str:
+    """What an exception, or a text, says, in one line; the name of its type if it says nothing."""
+    return " ".join(str(said).split()) or type(said).__name__
+
+
 def check_name(kind: str, name: str, known: Collection[str]) -> str:
     """Return `name` if it is one of `known`; else raise a UserError that lists the known names."""
     if name not in known:

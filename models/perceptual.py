@@ -55,3 +55,17 @@ def load_lpips(path: str) -> Lpips:
         if head.numel() != width:
             raise UserError(f"LPIPS weights {path}: {name} has {head.numel()} numbers, not {width}")
     return Lpips(trunk, heads).eval()
+
+
+def random_weights(generator: torch.Generator) -> dict[str, Tensor]:
+    """What `load_lpips` reads, but random, such that activations stay near 1: as slow as trained ones, and as large."""
+    tensors: dict[str, Tensor] = {}
+    width_in = 3
+    for stage, (numbers, width) in enumerate(STAGES):
+        for number in numbers:
+            deviation = (2 / (9 * width_in)) ** 0.5
+            tensors[f"features.{number}.weight"] = deviation * torch.randn(width, width_in, 3, 3, generator=generator)
+            tensors[f"features.{number}.bias"] = 0.1 * torch.randn(width, generator=generator)
+            width_in = width
+        tensors[f"lin{stage}.weight"] = torch.rand(1, width, 1, 1, generator=generator)
+    return tensors

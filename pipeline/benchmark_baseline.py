@@ -11,7 +11,6 @@ from torch import Tensor
 
 from models.denoiser import Denoiser
 from models.rasterize import WHOLE, Region
-from models.splats import activate
 
 # Pairs that are tensors at once; sixteen such tensors must fit the memory of a device.
 PAIRS = {"cpu": 1 << 24, "cuda": 1 << 28}
@@ -59,11 +58,7 @@ class EagerDenoiser(Denoiser):
 
     def forward(self, noisy: Tensor, t: Tensor, hint: Tensor | None = None) -> Tensor:
         """As the denoiser's, without autocast; hints are not taken."""
-        config = self.config
-        tokens = noisy.unflatten(3, (config.columns, config.patch)).unflatten(2, (config.rows, config.patch))
-        tokens = tokens.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        raw = self.head(self.backbone(tokens, t))
-        return activate(raw.unflatten(2, (config.splats_per_patch, -1)).unflatten(1, (config.rows, config.columns)))
+        return self.field(self.head(self.backbone(self.tokens(noisy), t)))
 
     def draw(self, field: Tensor, height: int, width: int, region: Region = WHOLE) -> Tensor:
         """Draw by `eager_draw`; whole pictures only."""

@@ -15,7 +15,7 @@ import torch
 
 from models import sampler
 from models.losses import Objective, training_loss
-from models.perceptual import Lpips
+from models.perceptual import Lpips, random_weights
 from models.rasterize import rasterize
 from models.sampler import SOLVERS
 from models.vgg import STAGES, Vgg16
@@ -176,14 +176,9 @@ def _random_pictures(device: torch.device, detailed: float, count: int = 1024) -
 
 
 def _random_lpips(device: torch.device) -> Lpips:
-    """LPIPS of random weights: as slow as trained ones."""
-    weights, width_in = {}, 3
-    for numbers, width in STAGES:
-        for number in numbers:
-            weights[f"features.{number}.weight"] = torch.randn(width, width_in, 3, 3) * (2 / (9 * width_in)) ** 0.5
-            weights[f"features.{number}.bias"] = torch.zeros(width)
-            width_in = width
-    return Lpips(Vgg16(weights), [torch.rand(width) for _, width in STAGES]).to(device).eval()
+    weights = random_weights(torch.Generator().manual_seed(0))
+    heads = [weights[f"lin{stage}.weight"] for stage in range(len(STAGES))]
+    return Lpips(Vgg16(weights), heads).to(device).eval()
 
 
 def network(bench: Bench) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from models import checkpoint
 from models.rasterize import rasterize, to_uint8
-from pipeline import plan as plans
+from pipeline import plan_file
 from pipeline.benchmark import Bench, Row
 from pipeline.benchmark_baseline import eager_draw
 from pipeline.dataset import SplatDataset, write_table
@@ -24,8 +24,8 @@ from pipeline.encoders import Picture, encode_jpeg
 from pipeline.indices import Indices
 from pipeline.parallel import ordered
 from pipeline.plan import GenerationPlan
-from pipeline.sampling import COMPILED_PICTURES, generate_shard, prepare
-from pipeline.store import DATA, Store
+from pipeline.sampling import COMPILED_PICTURES, generate_shard, plan_for, prepare
+from pipeline.store import Store
 
 # Processes of one GPU, as bulk generation has them.
 PROCESSES = 2
@@ -69,7 +69,7 @@ def _work(
     for id in range(number, shards, processes):
         shard = plan.shard(id)
         table = generate_shard(denoiser, plan, shard)
-        with store.create(f"{DATA}/{shard.name}.parquet") as output:
+        with store.create(plan.data(shard)) as output:
             write_table(table, output.file)
     gate.wait()
 
@@ -80,9 +80,9 @@ def read(bench: Bench) -> None:
     plan = _plan(count=count, size=count, batch=count if bench.cuda else 4, steps=4)
     with _folder() as folder:
         store = Store(folder)
-        plans.claim(store, plan)
+        plan_file.claim(store, plan)
         table = generate_shard(bench.denoiser, plan, plan.shard(0))
-        with store.create(f"{DATA}/{plan.shard(0).name}.parquet") as output:
+        with store.create(plan.data(plan.shard(0))) as output:
             write_table(table, output.file)
         source = SplatDataset(folder)
 
@@ -112,23 +112,17 @@ def _jpeg(picture: np.ndarray) -> bytes:
 
 def _plan(*, count: int, size: int, batch: int, steps: int) -> GenerationPlan:
     """A plan for the bundled weights."""
-    data = checkpoint.read(checkpoint.PRETRAINED)
-    config = checkpoint.parse(data, "bundled").config
-    return GenerationPlan(
+    return plan_for(
+        checkpoint.read(checkpoint.PRETRAINED),
+        "bundled",
         count=count,
         shard_size=size,
         seed=0,
-        model=checkpoint.fingerprint(data),
         solver="deis",
         schedule="early",
         steps=steps,
         batch_size=batch,
         threads=1,
-        rows=config.rows,
-        columns=config.columns,
-        splats_per_patch=config.splats_per_patch,
-        kernel=config.kernel,
-        neighbourhood=config.neighbourhood,
     )
 
 

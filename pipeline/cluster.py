@@ -21,7 +21,7 @@ from pathlib import Path
 
 import ray
 
-from models.errors import UserError, check_name
+from models.errors import UserError, check_name, one_line
 
 # Only weights and small records pass through the object store: pictures and splats are written where they are made.
 OBJECT_STORE_BYTES = 256 * 2**20
@@ -156,7 +156,7 @@ def _join() -> None:
     except OSError as error:
         raise UserError(f"no Ray cluster answers at RAY_ADDRESS={address} ({error}): start it, or unset it") from None
     except ValueError as error:  # the address for submitting jobs, most likely
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise UserError(f"cannot use RAY_ADDRESS={address} ({reason}): give HOST:PORT, or unset it") from None
 
 

@@ -89,11 +89,11 @@ class Float16:
 
     def encode(self, field: np.ndarray) -> list[pa.Array]:
         """Rounded to the nearest."""
-        return [_lists(field.astype(np.float16))]
+        return [lists(field.astype(np.float16))]
 
     def decode(self, table: pa.Table, shape: Shape) -> np.ndarray:
         """The same numbers as float32."""
-        return _values(table, "splats").astype(np.float32).reshape(-1, *shape.field)
+        return flat_values(table, "splats").astype(np.float32).reshape(-1, *shape.field)
 
     def explain(self) -> dict[str, Any]:
         """The order of the numbers."""
@@ -136,7 +136,7 @@ class Compact:
             elif name == "g":
                 green = UNITS["g"] * (centres["g"] + integers["g"] * fine)
         joined = np.stack([centres[name] for name in PARAMETERS], axis=1)  # [B, P, K, 1, 1]
-        return [_lists((array + ZERO).astype(np.uint16)) for array in (joined, *(integers[n] for n in PARAMETERS))]
+        return [lists((array + ZERO).astype(np.uint16)) for array in (joined, *(integers[n] for n in PARAMETERS))]
 
     def decode(self, table: pa.Table, shape: Shape) -> np.ndarray:
         """What `explain` says, clipped to the ranges of the parameters."""
@@ -196,14 +196,15 @@ def _integers(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), -ZERO, 0xFFFF - ZERO)
 
 
-def _lists(array: np.ndarray) -> pa.Array:
+def lists(array: np.ndarray) -> pa.Array:
     """One fixed-size list for each element of the first axis."""
     return pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), array[0].size)
 
 
-def _values(table: pa.Table, name: str) -> np.ndarray:
+def flat_values(table: pa.Table, name: str) -> np.ndarray:
+    """The numbers of a column of fixed-size lists, one after another."""
     return table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
 
 
 def _signed(table: pa.Table, name: str) -> np.ndarray:
-    return _values(table, name).astype(np.int32) - ZERO
+    return flat_values(table, name).astype(np.int32) - ZERO

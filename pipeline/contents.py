@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from models.errors import UserError
+from models.errors import UserError, one_line
 from models.splats import LIMITS, PARAMETERS
-from pipeline.dataset import SplatDataset, schema
+from pipeline.dataset import SplatDataset, lacking_columns, schema
+from pipeline.image_column import PICTURE
 from pipeline.plan import GenerationPlan, RenderPlan, Shard, file_name
 from pipeline.pyramids import require_tiff
 from pipeline.store import Store
@@ -81,15 +82,14 @@ def _members(store: Store, plan: RenderPlan, shard: Shard) -> Iterator[tuple[int
                 elif member.name != f"{names[-2].partition('.')[0]}.json" or "index" not in json.loads(data):
                     raise UserError(f"{member.name} where {names[-2]}'s .json should be")
     except (tarfile.TarError, ValueError) as error:
-        raise UserError(f"cannot be read as tar ({' '.join(str(error).split())})") from None
+        raise UserError(f"cannot be read as tar ({one_line(error)})") from None
 
 
 def _rows(store: Store, plan: RenderPlan, shard: Shard) -> Iterator[tuple[int, str, bytes]]:
     """The same of a Parquet file."""
     name = plan.data(shard)
-    picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     rows = 1 if plan.motion == "pictures" else len(shard.indices)
-    _check_table(store, name, pa.schema([("index", pa.int64()), ("image", picture)]), rows)
+    _check_table(store, name, pa.schema([("index", pa.int64()), ("image", PICTURE)]), rows)
     with store.open(name) as file, _parquet_errors():
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
         for group in range(parquet.num_row_groups):
@@ -112,7 +112,7 @@ def _check_tiff(store: Store, plan: RenderPlan, shard: Shard) -> None:
         except UserError:
             raise
         except Exception as error:  # decoders meet damaged bytes with every kind of exception
-            raise UserError(f"does not decode ({type(error).__name__}: {' '.join(str(error).split())})") from None
+            raise UserError(f"does not decode ({type(error).__name__}: {one_line(error)})") from None
 
 
 def _check_dzi(store: Store, plan: RenderPlan, shard: Shard) -> None:
@@ -135,10 +135,8 @@ def _check_table(store: Store, name: str, expected: pa.Schema, rows: int) -> Non
     """UserError unless a file is Parquet with these columns and so many rows."""
     with store.open(name) as file, _parquet_errors():
         parquet = pq.ParquetFile(file)
-    found = parquet.schema_arrow
-    lacking = [f for f in expected if f.name not in found.names or found.field(f.name).type != f.type]
-    if lacking:
-        raise UserError(f"has no column {' and '.join(f'{f.name} ({f.type})' for f in lacking)}")
+    if lacking := lacking_columns(parquet.schema_arrow, expected):
+        raise UserError(f"has no column {lacking}")
     if parquet.metadata.num_rows != rows:
         raise UserError(f"has {parquet.metadata.num_rows} rows, not {rows}")
 
@@ -151,7 +149,7 @@ def _parquet_errors() -> Iterator[None]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno:
             raise  # of the disk or the network
-        raise UserError(f"cannot be read as Parquet ({' '.join(str(error).split())})") from None
+        raise UserError(f"cannot be read as Parquet ({one_line(error)})") from None
 
 
 def picture_fault(encoded: bytes, encoding: str, size: tuple[int, int] | None) -> str:
@@ -169,7 +167,7 @@ def picture_fault(encoded: bytes, encoding: str, size: tuple[int, int] | None) -
                 picture.seek(frame)
                 picture.load()
     except Exception as error:  # decoders meet damaged bytes with every kind of exception
-        return f"does not decode ({type(error).__name__}: {' '.join(str(error).split())})"
+        return f"does not decode ({type(error).__name__}: {one_line(error)})"
     finally:
         Image.MAX_IMAGE_PIXELS = limit
     return ""

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from models.errors import UserError, check_name
+from models.errors import UserError, check_name, one_line
 from models.splats import LIMITS, MEANINGS, PARAMETERS
-from pipeline import plan as plans
+from pipeline import plan_file, records
 from pipeline.codec import CODECS, Shape
 from pipeline.indices import Indices
 from pipeline.plan import GenerationPlan, shard_name
-from pipeline.store import DATA, Store, damaged
+from pipeline.store import Store
 
 ROW_GROUP = 64
 # About 10 KB each; and 1 MB each or less.
@@ -106,7 +106,7 @@ class SplatDataset:
 
     def __init__(self, url: str) -> None:
         self.store = Store(url)
-        self.plan = plans.load(self.store, GenerationPlan)
+        self.plan = plan_file.load(self.store, GenerationPlan)
         check_name(f"precision of {self.store.url}:", self.plan.precision, CODECS)
         self._remember()
 
@@ -128,8 +128,8 @@ class SplatDataset:
                 f"{self.store.url} has the pictures 0-{self.plan.count - 1}; there is no picture {indices.stop - 1}"
             )
         needed = {s for r in indices.ranges for s in self._shards_of(r)}
-        missing = needed - {record.shard for record in self.store.committed()}
-        for record in self.store.records() if missing else ():
+        missing = needed - {record.shard for record in records.committed(self.store)}
+        for record in records.read(self.store) if missing else ():
             if record.shard in missing and self.store.exists(record.data):
                 size = sum(self.store.sizes(record.data).values())
                 raise UserError(
@@ -170,11 +170,8 @@ class SplatDataset:
         with self._opened(shard) as (name, file):
             footer = pq.ParquetFile(file).metadata
             found = footer.schema.to_arrow_schema()
-            expected = schema(self.plan)
-            lacking = [f.name for f in expected if f.name not in found.names or found.field(f.name).type != f.type]
-            if lacking:
-                columns = " and ".join(f"{n!r} ({expected.field(n).type})" for n in lacking)
-                raise UserError(f"{self.store.path(name)} is not a shard of splats: it has no column {columns}")
+            if lacking := lacking_columns(found, schema(self.plan)):
+                raise UserError(f"{self.store.path(name)} is not a shard of splats: it has no column {lacking}")
             groups = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
             starts = [0, *itertools.accumulate(groups)]
             rows = len(self.plan.shard(shard).indices)
@@ -196,7 +193,7 @@ class SplatDataset:
     @contextlib.contextmanager
     def _opened(self, shard: int) -> Iterator[tuple[str, BinaryIO]]:
         """A shard's name and file; a UserError names it where it is missing, or its contents cannot be read."""
-        name = f"{DATA}/{shard_name(shard)}.parquet"
+        name = self.plan.data(self.plan.shard(shard))
         try:
             with self.store.open(name, buffered=False) as file:
                 yield name, file
@@ -207,4 +204,18 @@ class SplatDataset:
         except (pa.ArrowInvalid, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the disk or the network, not of the contents
-            raise UserError(damaged(self.store, name, " ".join(str(error).split()))) from None
+            raise UserError(damaged(self.store, name, one_line(error))) from None
+
+
+def lacking_columns(found: pa.Schema, expected: pa.Schema) -> str:
+    """The expected columns that are not found, or of another type; empty if none is."""
+    lacking = [f for f in expected if f.name not in found.names or found.field(f.name).type != f.type]
+    return " and ".join(f"{f.name!r} ({f.type})" for f in lacking)
+
+
+def damaged(store: Store, name: str, reason: str) -> str:
+    """The one sentence about a damaged file and what to do about it."""
+    return (
+        f"{store.path(name)} is damaged ({reason}): python -m jobs.verify {store.url} --repair removes it,"
+        " then run the command that made it again"
+    )

@@ -24,9 +24,10 @@ from pipeline.dataset import write_table
 from pipeline.indices import Indices
 from pipeline.plan import GenerationPlan, Shard
 from pipeline.production import Summary, commit, produce
+from pipeline.records import Record
 from pipeline.rollouts import Rollout
 from pipeline.sampling import generate_shard, noise_of, prepare
-from pipeline.store import DATA, Record, Store
+from pipeline.store import Store
 from pipeline.workers import ActorWorkers
 
 ROLLOUT_FILE = "rollout.png"
@@ -84,7 +85,7 @@ class Generator:
         """Generate, write and commit a shard."""
         started = time.monotonic()
         table = generate_shard(self._denoiser, self._plan, shard)
-        name = f"{DATA}/{shard.name}.parquet"
+        name = self._plan.data(shard)
         with self._store.create(name) as output:
             write_table(table, output.file)
         return commit(self._store, shard, name, output.bytes, output.sha256, started=started, device=self._device)

@@ -12,7 +12,7 @@ import io
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from models.errors import UserError
+from models.errors import UserError, one_line
 
 SIDE_MIN = 64
 Box = tuple[int, int, int, int]
@@ -83,7 +83,7 @@ def reason(error: Exception) -> str:
         return f"not a picture ({', '.join(FORMATS)})"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def identity(picture: Image.Image) -> str:

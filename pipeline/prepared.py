@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.errors import UserError
+from pipeline.image_column import PICTURE, schema
 from pipeline.store import Store
 
 FORMAT = 1
@@ -25,20 +26,15 @@ RECORD, UNREADABLE = "prepared.json", "unreadable.txt"
 FILE_BYTES, GROUP_BYTES, GROUP_ROWS = 64 << 20, 16 << 20, 256
 _FILE_NAME = re.compile(r"photos-\d{5,}\.parquet")
 
-_KINDS = {
-    "id": "string",
-    "source": "string",
-    "heldout": "bool",
-    "side": "int32",
-    "image64": None,
-    "image": None,
-}
-_PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_FEATURES = {name: {"dtype": kind, "_type": "Value"} if kind else {"_type": "Image"} for name, kind in _KINDS.items()}
-SCHEMA = pa.schema(
-    [(name, pa.type_for_alias(kind) if kind else _PICTURE) for name, kind in _KINDS.items()],
-    # What lets the `datasets` library show pictures instead of structs.
-    metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
+SCHEMA = schema(
+    {
+        "id": pa.string(),
+        "source": pa.string(),
+        "heldout": pa.bool_(),
+        "side": pa.int32(),
+        "image64": PICTURE,
+        "image": PICTURE,
+    }
 )
 
 

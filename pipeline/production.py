@@ -17,13 +17,14 @@ from importlib.metadata import version
 import torch
 
 from models.errors import UserError
-from pipeline import plan as plans
+from pipeline import plan_file, records
 from pipeline.cluster import Cluster, connect
 from pipeline.metrics import Metrics
 from pipeline.plan import CODE_VERSION, Plan, Shard
 from pipeline.progress import Console, Progress
+from pipeline.records import RECORDS, Record
 from pipeline.scheduling import Workers, run_shards
-from pipeline.store import RECORDS, Record, Store
+from pipeline.store import Store
 
 FAILURES_FILE = f"{RECORDS}/failures.json"
 
@@ -54,14 +55,14 @@ def produce(
     Resumable: the same call after any interruption does what is left. Raises UserError for another plan in the same
     place, and for shards that cannot be done, after everything else is done.
     """
-    plans.check(store, plan)
+    plan_file.check(store, plan)
     store.remove_orphans()
-    done = {record.shard: record.rows for record in store.committed() if record.shard < plan.num_shards}
+    done = {record.shard: record.rows for record in records.committed(store)}
     progress = Progress(plan.num_shards, len(done), sum(done.values()), total_pictures=len(plan.pictures))
     console = Console()
     if len(done) < plan.num_shards:
         with connect() as cluster:
-            plans.claim(store, plan)  # only now: without a cluster nothing is left behind
+            plan_file.claim(store, plan)  # only now: without a cluster nothing is left behind
             metrics = Metrics(plan.kind, store.url)
 
             def report(progress: Progress, last: bool) -> None:
@@ -120,7 +121,7 @@ def commit(
         },
         timings={name: round(seconds, 3) for name, seconds in (timings or {}).items()},
     )
-    store.commit(record)
+    records.write(store, record)
     return record
 
 
@@ -138,7 +139,7 @@ def _summarise(plan: Plan, store: Store) -> Summary:
     shards = pictures = size = 0
     seconds, devices = 0.0, set()
     timings: Counter[str] = Counter()
-    for record in store.committed():
+    for record in records.committed(store):
         shards, pictures, size = shards + 1, pictures + record.rows, size + record.bytes
         seconds += record.seconds
         devices.add(record.device)

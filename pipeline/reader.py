@@ -21,6 +21,7 @@ from torch import Tensor
 
 from models.errors import UserError
 from models.rasterize import VIEWS, WHOLE, Region, rasterize, to_uint8
+from pipeline import records
 from pipeline.codec import Shape
 from pipeline.dataset import SplatDataset
 from pipeline.indices import Indices
@@ -167,7 +168,7 @@ class Cats(Sequence[Cat]):
 
     def available(self) -> Cats:
         """Those whose shards are complete now, while a generation is at work or after it was interrupted."""
-        shards = {record.shard for record in self.dataset.store.committed()}
+        shards = {record.shard for record in records.committed(self.dataset.store)}
         return Cats(self.dataset, [i for i in self.indices if i // self.plan.shard_size in shards])
 
     def to_torch(self) -> SplatTensors:

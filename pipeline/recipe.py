@@ -12,7 +12,11 @@ from models.sampler import DEFAULT_SAMPLING, Sampling
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what training computes, except how long it goes on."""
+    """Everything that decides what training computes, except how long it goes on.
+
+    A field that comes later, here or in its parts, has as its default what was done before it: so runs that were begun
+    without it go on.
+    """
 
     model: DenoiserConfig = field(default_factory=DenoiserConfig)
     objective: Objective = field(default_factory=Objective)

@@ -1,4 +1,9 @@
-"""Commit records: what makes a shard count, ROOT/_stats/shard-00042.json, and what of it the plan decides."""
+"""Commit records: what makes a shard count.
+
+A shard counts once its record ROOT/_stats/shard-00042.json is there, says what the plan says, and names the size of
+the data that are there. The record is written last, so a run that is killed anywhere leaves a dataset that the next
+run completes. The names of data files come from the plan, never from a record, which may be anybody's.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,17 @@ import builtins
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pipeline.plan import Plan, shard_name
+from pipeline import plan_file
+from pipeline.plan import DATA, Plan, shard_name
+from pipeline.plan_file import PLAN_FILE
+from pipeline.store import Store
 
 RECORDS = "_stats"
+# Read in one go: an object store answers them concurrently.
+AT_ONCE = 1000
 _RECORD_NAME = re.compile(rf"{RECORDS}/shard-(\d{{5,18}})\.json")
 _TYPES: dict[str, type] = {"int": int, "str": str, "float": float}
 
@@ -68,3 +79,38 @@ def disagreement(record: Record, plan: Plan) -> str:
     }
     wrong = [name for name, value in expected.items() if getattr(record, name) != value]
     return ", ".join(f"{n} is {getattr(record, n)!r} there, {expected[n]!r} by the plan" for n in wrong)
+
+
+def write(store: Store, record: Record) -> None:
+    """Declare a shard done. Its data must be complete; this is the last write of a shard."""
+    text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
+    store.write(record_name(record.shard), text.encode())
+
+
+def read(store: Store) -> Iterator[Record]:
+    """The records that are there, in the order of shards; unreadable and misnamed ones count as absent."""
+    names = [name for name in store.sizes(RECORDS) if shard_of_record(name) is not None]
+    names.sort(key=lambda name: (len(name), name))
+    for start in range(0, len(names), AT_ONCE):
+        some = names[start : start + AT_ONCE]
+        texts = store.read_many(some)  # one may go in between
+        for name in some:
+            record = Record.parse(texts.get(name, b""))
+            if record is not None and record_name(record.shard) == name:
+                yield record
+
+
+def committed(store: Store) -> Iterator[Record]:
+    """The records that agree with the plan and whose data are there with the recorded size.
+
+    Cheap: lists names, reads no data. What else lies about counts for nothing.
+    """
+    if not store.exists(PLAN_FILE):
+        return
+    plan = plan_file.load(store, Plan)
+    listed = store.sizes(DATA)
+    for record in read(store):
+        if not disagreement(record, plan):
+            sizes = listed if record.data in listed else store.sizes(record.data)
+            if sum(sizes[name] for name in plan.files(plan.shard(record.shard), sizes)) == record.bytes:
+                yield record

@@ -13,8 +13,9 @@ from pipeline.dataset import SplatDataset
 from pipeline.plan import RenderPlan, Shard
 from pipeline.press import Press
 from pipeline.production import Summary, commit, produce
+from pipeline.records import Record
 from pipeline.sinks import FORMATS
-from pipeline.store import Record, Store
+from pipeline.store import Store
 from pipeline.workers import TaskWorkers
 
 # Several processes share a GPU, each with its part of the CPUs beside it as encoders: what Python does between two

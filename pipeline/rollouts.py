@@ -21,12 +21,12 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from models.errors import UserError
-from pipeline.codec import Shape
-from pipeline.dataset import METADATA_KEY, SplatDataset, schema
+from models.errors import UserError, one_line
+from pipeline.codec import Shape, flat_values, lists
+from pipeline.dataset import METADATA_KEY, SplatDataset, damaged, schema
 from pipeline.indices import Indices
 from pipeline.plan import GenerationPlan
-from pipeline.store import Store, damaged
+from pipeline.store import Store
 
 ROLLOUTS = "rollout.parquet"
 COLUMNS = {"index": pa.int64(), "step": pa.int32(), "t": pa.float32()}
@@ -64,14 +64,9 @@ def write(store: Store, plan: GenerationPlan, rollouts: list[Rollout]) -> None:
 
 def _batch(rollout: Rollout, columns: dict[str, pa.DataType]) -> pa.RecordBatch:
     steps = len(rollout.times)
-    lists = {
-        name: pa.FixedSizeListArray.from_arrays(
-            pa.array(values.half().reshape(-1).cpu().numpy()), columns[name].list_size
-        )
-        for name, values in (("noisy", rollout.noisy), ("splats", rollout.fields))
-    }
     plain = {"index": [rollout.index] * steps, "step": range(steps), "t": rollout.times}
-    arrays = [lists.get(name) if name in lists else pa.array(plain[name], type) for name, type in columns.items()]
+    arrays = [pa.array(plain[name], type) for name, type in COLUMNS.items()]
+    arrays += [lists(values.half().cpu().numpy()) for values in (rollout.noisy, rollout.fields)]
     return pa.record_batch(arrays, schema=pa.schema(list(columns.items())))
 
 
@@ -81,8 +76,8 @@ def read(source: SplatDataset, indices: Indices) -> Iterator[Rollout]:
     for index in indices:
         with source.store.open(ROLLOUTS) as file:
             table = pq.read_table(file, filters=pc.field("index") == index).sort_by("step")
-        fields = _stacked(table, "splats").reshape(table.num_rows, *Shape.of(plan).field)
-        noisy = _stacked(table, "noisy").reshape(table.num_rows, 3, *_sides(table))
+        fields = flat_values(table, "splats").astype(np.float32).reshape(table.num_rows, *Shape.of(plan).field)
+        noisy = flat_values(table, "noisy").astype(np.float32).reshape(table.num_rows, 3, *_sides(table))
         yield Rollout(index, table["t"].to_pylist(), torch.from_numpy(noisy), torch.from_numpy(fields))
 
 
@@ -94,8 +89,8 @@ def kept(source: SplatDataset) -> Indices:
     except FileNotFoundError:
         raise UserError(f"{source.store.url} has no {ROLLOUTS}: run its generation again with --keep-rollout") from None
     except (pa.ArrowInvalid, KeyError) as error:
-        raise UserError(damaged(source.store, ROLLOUTS, " ".join(str(error).split()))) from None
-    return Indices.parse(",".join(map(str, found)))
+        raise UserError(damaged(source.store, ROLLOUTS, one_line(error))) from None
+    return Indices.of(found)
 
 
 def require(source: SplatDataset, indices: Indices) -> None:
@@ -106,10 +101,6 @@ def require(source: SplatDataset, indices: Indices) -> None:
             f"{source.store.path(ROLLOUTS)} has the pictures {there}, not {min(lacking)}: choose other --indices, or"
             " generate again with --keep-rollout"
         )
-
-
-def _stacked(table: pa.Table, name: str) -> np.ndarray:
-    return table[name].combine_chunks().flatten().to_numpy(zero_copy_only=False).astype(np.float32)
 
 
 def _sides(table: pa.Table) -> tuple[int, int]:

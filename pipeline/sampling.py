@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models import sampler
+from models import checkpoint, sampler
 from models.denoiser import Denoiser
 from models.errors import UserError
 from pipeline.dataset import to_table
@@ -21,6 +22,16 @@ from pipeline.plan import GenerationPlan, Shard
 
 # Datasets of at least so many pictures are worth the minute that compiling takes in every process.
 COMPILED_PICTURES = 50_000
+
+
+def plan_for(weights: bytes, name: str, **chosen: Any) -> GenerationPlan:
+    """The plan with the fields `chosen` for serialised weights, which give the others.
+
+    UserError, which calls them `name`, if they cannot be used.
+    """
+    config = checkpoint.parse(weights, name).config
+    shape = {key: getattr(config, key) for key in ("rows", "columns", "splats_per_patch", "kernel", "neighbourhood")}
+    return GenerationPlan(model=checkpoint.fingerprint(weights), **shape, **chosen)
 
 
 def prepare(denoiser: Denoiser, plan: GenerationPlan, device: str) -> Denoiser:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import pyramids
-from pipeline.encoders import Picture, describe
+from models.errors import UserError
+from pipeline import image_column, pyramids
+from pipeline.encoders import ENCODINGS, Picture, describe, require
 from pipeline.plan import file_name
 from pipeline.press import Press, Written
 
@@ -68,7 +68,7 @@ FACT_COLUMNS = {
 def write_parquet(press: Press) -> Written:
     """One Parquet file a shard: `index`, `image`, which Hugging Face's `datasets` reads as a picture, and the facts."""
     name, extension = press.plan.data(press.shard), press.plan.extension
-    schema = _schema()
+    schema = image_column.schema({"index": pa.int64(), "image": image_column.PICTURE, **FACT_COLUMNS})
     with (
         press.store.create(name) as output,
         pq.ParquetWriter(
@@ -92,15 +92,6 @@ def write_parquet(press: Press) -> Written:
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, schema))
     return Written(name, output.bytes, output.sha256)
-
-
-def _schema() -> pa.Schema:
-    plain = {"index": pa.int64(), **FACT_COLUMNS}
-    features: dict[str, Any] = {column: {"dtype": str(type), "_type": "Value"} for column, type in plain.items()}
-    features["image"] = {"_type": "Image"}
-    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    columns = [("index", pa.int64()), ("image", image), *FACT_COLUMNS.items()]
-    return pa.schema(columns, metadata={"huggingface": json.dumps({"info": {"features": features}})})
 
 
 @dataclass(frozen=True)
@@ -146,3 +137,36 @@ FORMATS = {
         **_TILED,
     ),
 }
+
+
+def choose(
+    output: str | None, encoding: str | None, width: int, height: int, frames: int, *, moving: bool
+) -> tuple[str, str]:
+    """The names of format and encoding for pictures of so many frames, where they are not given.
+
+    UserError where they do not go together, cannot hold such pictures, or need what is not installed.
+    """
+    pixels = width * height * frames
+    output = output or ("tiff" if pixels > FORMATS["files"].most_pixels and not moving else "files")
+    format = FORMATS[output]
+    fitting = [name for name in format.encodings if (ENCODINGS[name].moving if moving else ENCODINGS[name].still)]
+    if not fitting:
+        raise UserError(f"--format {output} holds no animations: give files, webdataset or parquet")
+    encoding = encoding or fitting[0]
+    if encoding not in fitting:
+        what = "animations" if moving else "pictures"
+        raise UserError(f"--encoding {encoding}: {what} in the format {output} are {', '.join(fitting)}")
+    require(encoding)
+    if output == "tiff":
+        pyramids.require_tiff()
+    largest = format.largest_side if format.tiled else ENCODINGS[encoding].largest_side
+    if max(width, height) > largest:
+        raise UserError(f"--size {width}x{height}: {encoding} takes sides of 1 to {largest:,} pixels")
+    if pixels > format.most_pixels:
+        what = f"{frames} frames of this size are" if frames > 1 else "this is"
+        remedy = "choose fewer or smaller ones" if frames > 1 else "use --format tiff or dzi"
+        raise UserError(
+            f"--size {width}x{height}: {what} more than the {format.most_pixels / 1e6:,.0f} megapixels that are held in"
+            f" memory at once: {remedy}"
+        )
+    return output, encoding

@@ -8,8 +8,9 @@ import json
 import time
 from dataclasses import dataclass, field
 
-from pipeline import plan as plans
-from pipeline.plan import PLAN_FILE, Plan
+from pipeline import plan_file, records
+from pipeline.plan import Plan
+from pipeline.plan_file import PLAN_FILE
 from pipeline.production import FAILURES_FILE
 from pipeline.progress import duration
 from pipeline.store import Store
@@ -54,12 +55,12 @@ class Status:
 
 def survey(store: Store) -> Status:
     """Look at the dataset at `store`; UserError if there is none."""
-    plan = plans.load(store, Plan)
+    plan = plan_file.load(store, Plan)
     done = pictures = size = 0
     newest: list[tuple[float, int, float]] = []  # a heap of (when finished, pictures, seconds)
     committed = set()
     failures = _failures(store)
-    for record in store.committed():
+    for record in records.committed(store):
         done, pictures, size = done + 1, pictures + record.rows, size + record.bytes
         heapq.heappush(newest, (record.finished, record.rows, record.seconds))
         if len(newest) > RECENT:

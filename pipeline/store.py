@@ -1,20 +1,13 @@
-"""The only door to storage: any fsspec URL, files that appear whole or not at all, commit records, checksums.
-
-A shard counts once its record ROOT/_stats/shard-00042.json is there, says what the plan says, and names the size of
-the data that are there. The record is written last, so a run that is killed anywhere leaves a dataset that the next
-run completes. The names of data files come from the plan, never from a record, which may be anybody's.
-"""
+"""The only door to storage: a folder at any fsspec URL, files that appear whole or not at all, checksums."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import hashlib
-import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -22,11 +15,8 @@ from typing import Any, BinaryIO, cast
 
 import fsspec
 
-from models.errors import UserError
+from models.errors import UserError, one_line
 from pipeline import atomic
-from pipeline import plan as plans
-from pipeline.plan import DATA, Plan
-from pipeline.records import RECORDS, Record, disagreement, record_name, shard_of_record
 
 _ERRNO = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
 
@@ -56,7 +46,7 @@ class Store:
         try:
             self._fs, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
-            raise UserError(f"cannot use {url}: {' '.join(str(error).split())}") from None
+            raise UserError(f"cannot use {url}: {one_line(error)}") from None
         protocol = self._fs.protocol if isinstance(self._fs.protocol, str) else self._fs.protocol[0]
         if protocol == "memory":
             raise UserError(f"cannot use {url}: memory:// lives in one process; use a folder or an object store")
@@ -85,7 +75,7 @@ class Store:
             if self._local:
                 raise
             number = next((n for kind, n in _ERRNO.items() if isinstance(error, kind)), errno.EIO)
-            reason = " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+            reason = one_line(getattr(error, "strerror", None) or error)
             raise OSError(number, reason, self.path(name)) from None
 
     def exists(self, name: str) -> bool:
@@ -98,6 +88,13 @@ class Store:
         """The contents of a file; FileNotFoundError if it is not there."""
         with self._answering(name):
             return self._fs.cat_file(self._full(name))
+
+    def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
+        """The contents of files, those left out that are not there. An object store is asked for many at once."""
+        paths = {self._full(name): name for name in names}
+        with self._answering(""):
+            found: dict[str, bytes] = self._fs.cat(list(paths), on_error="omit")
+        return {name: found[path] for path, name in paths.items() if path in found}
 
     def open(self, name: str, *, buffered: bool = True) -> BinaryIO:
         """Open a file for reading at random positions. Not buffered, a remote one is asked for what is read alone."""
@@ -167,18 +164,10 @@ class Store:
 
         Object stores never have any.
         """
-        if not self._local or not os.path.isdir(self._root):
+        if not self._local:
             return 0
-        root = Path(self._root)
-        pyramids = root.glob("shard-*/*_files/*")
-        folders = [root, root / DATA, root / RECORDS, *root.glob("shard-*"), *pyramids]
-        temporary = [
-            Path(entry.path)
-            for folder in folders
-            if folder.is_dir()
-            for entry in os.scandir(folder)
-            if atomic.is_temporary(entry.name)
-        ]
+        walk = os.walk(self._root)
+        temporary = [Path(folder, name) for folder, _, files in walk for name in files if atomic.is_temporary(name)]
         return sum(map(atomic.remove_orphan, temporary))
 
     def sizes(self, name: str) -> dict[str, int]:
@@ -195,41 +184,8 @@ class Store:
 
     def remove_folder(self, name: str) -> None:
         """Remove the folder `name` and all that is in it."""
-        self._fs.rm(self._full(name), recursive=True)
-
-    def commit(self, record: Record) -> None:
-        """Declare a shard done. Its data must be complete; this is the last write of a shard."""
-        text = json.dumps(dataclasses.asdict(record), indent=2) + "\n"
-        self.write(record_name(record.shard), text.encode())
-
-    def records(self) -> Iterator[Record]:
-        """The records that are there, in the order of shards; unreadable and misnamed ones count as absent."""
-        names = [name for name in self.sizes(RECORDS) if shard_of_record(name) is not None]
-        names.sort(key=lambda name: (len(name), name))
-        for start in range(0, len(names), 1000):
-            paths = [self._full(name) for name in names[start : start + 1000]]
-            with self._answering(RECORDS):
-                # Many at once: an object store answers them concurrently. A record may go in between.
-                texts = self._fs.cat(paths, on_error="omit")
-            for name, path in zip(names[start:], paths, strict=False):
-                record = Record.parse(texts.get(path, b""))
-                if record is not None and record_name(record.shard) == name:
-                    yield record
-
-    def committed(self) -> Iterator[Record]:
-        """The records that agree with the plan and whose data are there with the recorded size.
-
-        Cheap: lists names, reads no data. What else lies about counts for nothing.
-        """
-        if not self.exists(plans.PLAN_FILE):
-            return
-        plan = plans.load(self, Plan)
-        listed = self.sizes(DATA)
-        for record in self.records():
-            if not disagreement(record, plan):
-                sizes = listed if record.data in listed else self.sizes(record.data)
-                if sum(sizes[name] for name in plan.files(plan.shard(record.shard), sizes)) == record.bytes:
-                    yield record
+        with self._answering(name):
+            self._fs.rm(self._full(name), recursive=True)
 
     def measure(self, names: Iterable[str]) -> tuple[int, str]:
         """The number of bytes and the SHA-256 of files, joined in the order given. OSError if one is not there."""
@@ -246,9 +202,10 @@ def _measure(files: Iterable[BinaryIO]) -> tuple[int, str]:
     return total, digest.hexdigest()
 
 
-def damaged(store: Store, name: str, reason: str) -> str:
-    """The one sentence about a damaged shard and what to do about it."""
-    return (
-        f"{store.path(name)} is damaged ({reason}): python -m jobs.verify {store.url} --repair removes it,"
-        " then run the command that made it again"
-    )
+@contextlib.contextmanager
+def writing(store: Store) -> Iterator[None]:
+    """Within the block an OSError becomes a UserError: the place cannot be written to, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write to {store.url}: {error.strerror or error}") from None

@@ -35,7 +35,7 @@ from models.perceptual import load_lpips
 from pipeline.batches import Pictures
 from pipeline.board import Board, show
 from pipeline.recipe import Budget, Recipe
-from pipeline.store import Store
+from pipeline.store import Store, writing
 from pipeline.trainer import train
 from pipeline.training_set import check, load
 from pipeline.training_state import DamagedCheckpoint, State, weights_name
@@ -114,11 +114,9 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
 def claim(out: str) -> None:
     """Make the folder of a run, or find it. Raises UserError where it cannot be written to."""
     store = Store(out)
-    try:
+    with writing(store):
         if not store.exists("README.md"):  # somebody's own, in a folder that was not meant for a run
             store.write("README.md", README.encode())
-    except OSError as error:
-        raise UserError(f"cannot write to {store.url}: {error.strerror or error}") from None
 
 
 def _worker(config: Mapping[str, Any]) -> None:

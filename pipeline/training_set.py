@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,14 +56,12 @@ def load(
     detail: int | None,
     stripe: tuple[int, int] = (0, 1),
     memory_bytes: int | None = None,
-    cache: Path | None = None,
 ) -> TrainingSet:
     """Decode the training or the held-out photographs of the prepared set at `url`.
 
     `stripe` = (r, w) takes the rows r, r + w, r + 2w, ... of the split: w workers share it without overlap, in an
     order that depends on the set alone. `detail` None leaves `large` empty. Arrays of more than `memory_bytes` live
-    in memory-mapped files in the folder `cache`, which stay (a folder for each run: a second one overwrites them),
-    or else in files without a name, which vanish with the process however it ends (POSIX).
+    in memory-mapped files without a name, which vanish with the process however it ends (POSIX).
 
     Raises UserError where there is no prepared set, one of a later format, a damaged file, or no photograph.
     """
@@ -87,7 +85,7 @@ def load(
     if memory_bytes is None or sum(int(np.prod(shape)) for shape in shapes.values()) <= memory_bytes:
         arrays = {name: np.empty(shape, np.uint8) for name, shape in shapes.items()}
     else:
-        arrays = _mapped(shapes, cache, f"{split}-{rank}-of-{workers}")
+        arrays = _mapped(shapes)
     training_set = TrainingSet(**arrays, large_rows=large_rows)
 
     ticker = Ticker(f"{split} photographs decoded", len(kept))
@@ -136,14 +134,13 @@ def _stripe(sides: list[np.ndarray], rank: int, workers: int) -> list[np.ndarray
     return chosen
 
 
-def _mapped(shapes: dict[str, tuple[int, ...]], cache: Path | None, name: str) -> dict[str, np.ndarray]:
-    # Without a cache the files lose their names at once; the mapping keeps the bytes until the process ends, so that
-    # even a killed one leaves nothing behind.
-    with nullcontext(str(cache)) if cache else tempfile.TemporaryDirectory(prefix="splatcats-") as folder:
-        Path(folder).mkdir(parents=True, exist_ok=True)
+def _mapped(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    # The files lose their names at once; the mapping keeps the bytes until the process ends, so that even a killed one
+    # leaves nothing behind.
+    with tempfile.TemporaryDirectory(prefix="splatcats-") as folder:
         return {
             # An empty array cannot be mapped.
-            kind: np.lib.format.open_memmap(Path(folder, f"{kind}-{name}.npy"), "w+", np.uint8, shape)
+            kind: np.lib.format.open_memmap(Path(folder, f"{kind}.npy"), "w+", np.uint8, shape)
             if all(shape)
             else np.empty(shape, np.uint8)
             for kind, shape in shapes.items()

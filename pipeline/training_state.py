@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models import checkpoint
 from models.denoiser import Denoiser
-from models.errors import UserError
+from models.errors import UserError, one_line
 from pipeline.augmentation import AugmentedDenoiser
 from pipeline.recipe import Recipe
 
@@ -90,8 +90,9 @@ class State:
             about = json.loads((folder / "state.json").read_text())
             tensors = load_file(folder / "state.safetensors")
         except (FileNotFoundError, ValueError, SafetensorError) as error:
-            raise DamagedCheckpoint(" ".join(str(error).split())) from None
-        ours, theirs = flat(json.loads(json.dumps(asdict(recipe)))), flat(about["recipe"])
+            raise DamagedCheckpoint(one_line(error)) from None
+        before, ours = (flat(json.loads(json.dumps(asdict(one)))) for one in (Recipe(), recipe))
+        theirs = before | flat(about["recipe"])
         changed = [
             f"{key} was {theirs.get(key)}, now {ours.get(key)}"
             for key in sorted(ours.keys() | theirs.keys())

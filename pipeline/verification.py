@@ -15,8 +15,7 @@ import ray
 import torch
 
 from models.errors import UserError
-from pipeline import contents
-from pipeline import plan as plans
+from pipeline import contents, plan_file
 from pipeline.cluster import Cluster, connect
 from pipeline.plan import DATA, GenerationPlan, Plan, RenderPlan, Shard, shard_name
 from pipeline.production import FAILURES_FILE
@@ -59,7 +58,7 @@ def verify(
     Returns its plan, the number of findings, and the bad shards, to be given to `repair`. A run that is at work in
     the same place makes shards without records, which are findings. UserError if there is no dataset.
     """
-    plan = plans.load(store, Plan)
+    plan = plan_file.load(store, Plan)
     shards, foreign = _survey(store, plan)
     findings = 0
     bad: set[int] = set()

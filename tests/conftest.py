@@ -12,6 +12,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
 import contextlib
 import functools
+import io
 import socket
 import time
 from pathlib import Path
@@ -25,7 +26,9 @@ from safetensors.torch import save_file
 from jobs import cli, generate
 from models import checkpoint, sampler
 from models.denoiser import Denoiser, DenoiserConfig
-from models.vgg import STAGES
+from models.measures import psnr
+from models.perceptual import random_weights
+from pipeline.batches import as_image
 from pipeline.preparation import prepare
 
 # The tests' own S3: held from now on, since the processes of Ray have the environment that they are started with.
@@ -161,17 +164,8 @@ def many_photographs(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def vgg_weights() -> dict[str, torch.Tensor]:
-    """VGG16 and the heads of LPIPS in the right layout, random, such that activations stay near 1."""
-    generator = torch.Generator().manual_seed(0)
-    tensors, width_in = {}, 3
-    for stage, (numbers, width) in enumerate(STAGES):
-        for number in numbers:
-            deviation = (2 / (9 * width_in)) ** 0.5
-            tensors[f"features.{number}.weight"] = deviation * torch.randn(width, width_in, 3, 3, generator=generator)
-            tensors[f"features.{number}.bias"] = 0.1 * torch.randn(width, generator=generator)
-            width_in = width
-        tensors[f"lin{stage}.weight"] = torch.rand(1, width, 1, 1, generator=generator)
-    return {name: tensor.half() for name, tensor in tensors.items()}
+    """VGG16 and the heads of LPIPS in the right layout, random."""
+    return {name: tensor.half() for name, tensor in random_weights(torch.Generator().manual_seed(0)).items()}
 
 
 @pytest.fixture(scope="session")
@@ -180,6 +174,30 @@ def vgg_file(vgg_weights, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("vgg") / "vgg.safetensors"
     save_file(vgg_weights, path)
     return path
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """What is below a folder, by name, but records, summaries and cards, which hold times."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and path.parent.name != "_stats" and path.name not in ("summary.json", "README.md")
+    }
+
+
+def data_bytes(root: Path) -> dict[str, bytes]:
+    """The shards of a dataset, by name."""
+    return {path.name: path.read_bytes() for path in sorted((root / "data").iterdir())}
+
+
+def pixels(encoded: bytes) -> np.ndarray:
+    """An encoded picture as an array [Y, X, 3]."""
+    return np.asarray(Image.open(io.BytesIO(encoded)))
+
+
+def decibels(picture: np.ndarray, reference: np.ndarray) -> float:
+    """How uint8 pictures [Y, X, 3] agree."""
+    return float(psnr(*(as_image(torch.from_numpy(p.copy())[None]) for p in (picture, reference))))
 
 
 def ray_workers(title: str) -> set[int]:

@@ -22,7 +22,7 @@ from test_plan import PICTURES, PLAN
 from jobs.cli import describe
 from models.errors import UserError
 from models.splats import PARAMETERS
-from pipeline import plan as plans
+from pipeline import plan_file, records
 from pipeline.dataset import to_table, write_table
 from pipeline.plan import GenerationPlan, Plan, RenderPlan, file_name
 from pipeline.production import commit
@@ -35,10 +35,10 @@ SPLATS = GenerationPlan(**{**FIELDS, "count": 9, "shard_size": 3, "rows": 2, "co
 def run(plan: Plan, root: Path | str) -> None:
     """What a driver and its workers do between them, in one process, with numbers in place of a model."""
     store = Store(str(root))
-    plans.check(store, plan)
+    plan_file.check(store, plan)
     store.remove_orphans()
-    done = {record.shard for record in store.committed()}
-    plans.claim(store, plan)
+    done = {record.shard for record in records.committed(store)}
+    plan_file.claim(store, plan)
     for shard in plan.shards():
         if shard.id in done:
             continue
@@ -188,7 +188,7 @@ def lose_permission(text: str) -> None:
         os.setuid(65534)
     run(SPLATS, root / "clean")
     out = root / "out"
-    plans.claim(Store(str(out)), SPLATS)
+    plan_file.claim(Store(str(out)), SPLATS)
     (out / "data").mkdir()
     (out / "data").chmod(0o555)
     fail_to_write(SPLATS, out, lambda: None)
@@ -226,7 +226,7 @@ def race(text: str) -> None:
             with gate.open("rb") as waiting:
                 waiting.read()
             try:
-                plans.claim(Store(f"{text}/set"), plan)
+                plan_file.claim(Store(f"{text}/set"), plan)
                 os.write(1, f"{plan.seed}\n".encode())  # whole, whoever else writes
             except UserError as error:
                 if "seed is" not in str(error):
@@ -242,5 +242,5 @@ def race(text: str) -> None:
 def test_of_drivers_with_different_plans_one_plan_wins_the_place(tmp_path):
     let_in = set(fresh("race", tmp_path).split())
     assert len(let_in) == 1
-    assert plans.load(Store(f"{tmp_path}/set"), GenerationPlan).seed == int(let_in.pop())
+    assert plan_file.load(Store(f"{tmp_path}/set"), GenerationPlan).seed == int(let_in.pop())
     assert os.listdir(tmp_path / "set") == ["plan.json"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_store import make_plan
 
+from models.measures import psnr
 from models.rasterize import rasterize
 from models.splats import LIMITS, PARAMETERS, random_field
 from pipeline.codec import CODECS, COVER, LOGARITHMIC, UNITS, Shape
@@ -31,12 +32,7 @@ def stored(field: torch.Tensor, precision: str) -> tuple[torch.Tensor, float]:
 
 def drawn(field: torch.Tensor, size: int) -> torch.Tensor:
     with torch.inference_mode():
-        return torch.cat([rasterize(part, size, size).clamp(-1, 1) for part in field.split(8)])
-
-
-def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of each picture, in dB."""
-    return 10 * torch.log10(4 / (a - b).square().mean(dim=(1, 2, 3)))
+        return torch.cat([rasterize(part, size, size) for part in field.split(8)])
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import decibels
 from PIL import ExifTags, Image, features
 
 from models.errors import UserError
@@ -22,18 +23,13 @@ def photo() -> np.ndarray:
     return np.asarray(Image.open(PHOTO).convert("RGB").resize((64, 64)).resize((side, side), Image.Resampling.BICUBIC))
 
 
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    error = np.mean((a.astype(float) - b.astype(float)) ** 2)
-    return 10 * np.log10(255**2 / error) if error else np.inf
-
-
 @pytest.mark.parametrize("encoding", STATED)
 def test_pillow_reads_the_picture_and_what_is_known_of_it(photo, encoding):
     made = ENCODINGS[encoding].encode(Picture(FACTS, [photo]), 90)
     assert made == ENCODINGS[encoding].encode(Picture(FACTS, [photo.copy()]), 90)
     read = Image.open(io.BytesIO(made))
     assert read.mode == "RGB"
-    assert psnr(np.asarray(read), photo) >= STATED[encoding]
+    assert decibels(np.asarray(read), photo) >= STATED[encoding]
     if encoding == "png":
         assert json.loads(read.text["Description"]) == FACTS
     elif encoding == "raw":
@@ -63,7 +59,7 @@ def test_animations_keep_their_frames_and_times(photo, encoding):
     assert (read.n_frames, read.info["loop"]) == (3, 0)
     for number, (frame, milliseconds) in enumerate(zip(frames, [100, 100, 1000], strict=True)):
         read.seek(number)
-        assert psnr(np.asarray(read.convert("RGB")), frame) > 28  # a GIF has 256 colours
+        assert decibels(np.asarray(read.convert("RGB")), frame) > 28  # a GIF has 256 colours
         assert read.info["duration"] == milliseconds
 
 

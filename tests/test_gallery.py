@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
+from conftest import decibels, files
 from PIL import Image
 
 from jobs import cli, gallery, generate
@@ -34,10 +35,6 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium found: 
 
 def command(splats: Path, out: Path, *more: str) -> int:
     return cli.run(gallery.Options, gallery.main, ["--splats", str(splats), "--out", str(out), *more])
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")
@@ -121,9 +118,7 @@ def cat(splats: Path, index: int):
 def assert_agrees(drawn: np.ndarray, field, region=WHOLE, **options) -> None:
     height, width = drawn.shape[:2]
     expected = to_uint8(rasterize(field, height, width, region=region, **options))[0].numpy()
-    difference = np.mean((drawn.astype(float) - expected) ** 2)
-    limit = BLOBS_AGREE if options.get("view") == "blobs" else AGREES
-    assert 10 * np.log10(255**2 / max(difference, 1e-9)) >= limit
+    assert decibels(drawn, expected) >= (BLOBS_AGREE if options.get("view") == "blobs" else AGREES)
 
 
 @needs_browser

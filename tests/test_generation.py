@@ -11,16 +11,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import make_weights, wait_for_session_end
+from conftest import data_bytes, make_weights, wait_for_session_end
 from PIL import Image
 
 from jobs import cli, generate, verify
 from models import checkpoint, sampler
 from models.denoiser import DenoiserConfig
-from pipeline import rollouts
+from pipeline import records, rollouts
 from pipeline.dataset import SplatDataset
 from pipeline.indices import Indices
-from pipeline.plan import PLAN_FILE
+from pipeline.plan_file import PLAN_FILE
 from pipeline.sampling import generate_shard
 
 ROOT = Path(__file__).parents[1]
@@ -34,10 +34,6 @@ def arguments(out: Path, weights: Path, *more: str, count: int = COUNT) -> list[
 
 def command(*args: str) -> int:
     return cli.run(generate.Options, generate.main, list(args))
-
-
-def data_bytes(root: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((root / "data").iterdir())}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +57,7 @@ def test_the_dataset_is_complete_and_nothing_else_is_there(clean):
     indices = pq.read_table(clean / "data", columns=["index"]).column("index").to_pylist()
     assert sorted(indices) == list(range(COUNT))
     source = SplatDataset(str(clean))
-    for record in source.store.committed():
+    for record in records.committed(source.store):
         assert source.store.measure([record.data]) == (record.bytes, record.sha256)
         assert record.rows == record.last - record.first + 1
     assert "data_files: data/*.parquet" in (clean / "README.md").read_text()

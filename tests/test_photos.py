@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import pixels
 from PIL import Image
 
 from jobs import prepare as job
@@ -34,10 +35,6 @@ def rows(out: Path | str) -> list[dict]:
     record = json.loads(fs.cat_file(f"{root}/{prepared.RECORD}"))
     tables = [pq.read_table(io.BytesIO(fs.cat_file(f"{root}/{file['name']}"))) for file in record["files"]]
     return [row for table in tables for row in table.to_pylist()]
-
-
-def pixels(png: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(png)))
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import ray_workers
+from conftest import data_bytes, ray_workers
 
 from jobs import cli, generate
 from pipeline.progress import Console, Progress
@@ -42,10 +42,6 @@ def start(*args: str, **environment: str) -> subprocess.Popen[str]:
 
 def run(*args: str) -> int:
     return cli.run(generate.Options, generate.main, list(args))
-
-
-def data_bytes(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (out / "data").iterdir()}
 
 
 def wait_for_shards(out: Path, number: int, process: subprocess.Popen[str] | None = None) -> None:

@@ -1,5 +1,4 @@
 import dataclasses
-import io
 import json
 import re
 import shutil
@@ -11,10 +10,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import files, pixels
 from PIL import Image
 
 from jobs import cli, render
 from models.rasterize import rasterize, to_uint8
+from pipeline import records
 from pipeline.dataset import SplatDataset
 from pipeline.indices import Indices
 from pipeline.rendering import render_shard
@@ -26,19 +27,6 @@ ROOT = Path(__file__).parents[1]
 def command(splats: Path, out: Path, *more: str) -> int:
     options = ["--splats", str(splats), "--out", str(out), "--size", "48", *more]
     return cli.run(render.Options, render.main, options)
-
-
-def files(root: Path) -> dict[str, bytes]:
-    """Everything but the records, which hold times."""
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() and path.parent.name != "_stats" and path.name not in ("summary.json", "README.md")
-    }
-
-
-def pixels(encoded: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(encoded)))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +55,7 @@ def test_one_picture_a_file_and_each_is_what_its_splats_say(splats, pictures):
                 "width": 48,
                 "height": 48,
             }
-    assert sum(record.rows for record in Store(str(pictures)).committed()) == 20
+    assert sum(record.rows for record in records.committed(Store(str(pictures)))) == 20
 
 
 def test_chosen_pictures_any_shape_kernel_and_view(splats, tmp_path):

@@ -13,17 +13,17 @@ from typing import Any
 import fsspec
 import pytest
 import s3fs
-from conftest import S3_SOCKET
+from conftest import S3_SOCKET, data_bytes
 from moto.server import DomainDispatcherApplication, create_backend_app
 from test_atomic import SPLATS, run
-from test_generation import arguments, data_bytes
+from test_generation import arguments
 from test_generation import command as generate
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from jobs import cli, prepare, render, status, verify
 from jobs import generate as generate_job
 from models.errors import UserError
-from pipeline import plan as plans
+from pipeline import plan_file
 from pipeline.plan import Plan
 from pipeline.store import Store
 
@@ -198,10 +198,10 @@ def in_url(url: str) -> dict[str, bytes]:
 
 def test_a_plan_that_came_first_is_not_overwritten(s3: S3):
     store = Store("s3://cats/claimed")
-    plans.claim(store, SPLATS)
+    plan_file.claim(store, SPLATS)
     with pytest.raises(FileExistsError):
         store.write("plan.json", b"another", exclusive=True)
-    assert plans.load(store, Plan) == SPLATS
+    assert plan_file.load(store, Plan) == SPLATS
 
 
 def fails(capsys: pytest.CaptureFixture[str], job: Any, *options: object) -> str:

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import time
 import tracemalloc
@@ -6,13 +7,14 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from test_plan import PLAN
 
 from models.errors import UserError
 from pipeline.indices import Indices
-from pipeline.plan import GenerationPlan, Shard
+from pipeline.plan import Shard
 from pipeline.progress import Progress
+from pipeline.records import Record
 from pipeline.scheduling import Ended, run_shards
-from pipeline.store import Record
 from pipeline.workers import ActorWorkers, TaskWorkers
 
 SHARDS = [Shard(i, Indices((range(10 * i, 10 * i + 10),))) for i in range(6)]
@@ -205,29 +207,10 @@ def test_a_stuck_shard_is_named_instead_of_waited_for():
         run(Stuck(2), stall_seconds=1.0)
 
 
-def billion(num_shards: int) -> GenerationPlan:
-    """The first `num_shards` shards of the plan of a billion pictures in shards of 10,000."""
-    return GenerationPlan(
-        count=num_shards * 10_000,
-        shard_size=10_000,
-        seed=0,
-        model="",
-        solver="deis",
-        schedule="early",
-        steps=16,
-        batch_size=256,
-        threads=1,
-        rows=8,
-        columns=8,
-        splats_per_patch=16,
-        kernel="wavelet",
-        neighbourhood=3,
-    )
-
-
 def schedule(num_shards: int) -> float:
-    """Schedule so many shards on 512 instant workers; the seconds of processor time that one took."""
-    plan, workers = billion(num_shards), Instant(512)
+    """Schedule so many shards of 10,000 pictures on 512 instant workers; processor time that one took, in seconds."""
+    plan = dataclasses.replace(PLAN, count=num_shards * 10_000, shard_size=10_000)
+    workers = Instant(512)
     progress = Progress(plan.num_shards, total_pictures=plan.count)
     started = time.process_time()
     run_shards(plan.shards(), workers, progress, report=quiet)

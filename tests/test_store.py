@@ -9,10 +9,13 @@ from test_plan import PLAN
 
 from models.errors import UserError
 from models.splats import PARAMETERS
+from pipeline import records
 from pipeline.dataset import METADATA_KEY, ROW_GROUP, SplatDataset, to_table, write_table
 from pipeline.indices import Indices
-from pipeline.plan import GenerationPlan, claim
-from pipeline.store import Record, Store
+from pipeline.plan import GenerationPlan
+from pipeline.plan_file import claim
+from pipeline.records import Record
+from pipeline.store import Store
 
 SHARD = "data/shard-00000.parquet"
 RECORD = "_stats/shard-00000.json"
@@ -34,7 +37,8 @@ def dataset(tmp_path):
         part = fields[list(shard.indices)]
         with store.create(f"data/{shard.name}.parquet") as output:
             write_table(to_table(plan, shard.indices, part), output.file)
-        store.commit(
+        records.write(
+            store,
             Record(
                 shard.id,
                 f"data/{shard.name}.parquet",
@@ -43,7 +47,7 @@ def dataset(tmp_path):
                 shard.indices.stop - 1,
                 output.bytes,
                 output.sha256,
-            )
+            ),
         )
     return store, plan, fields
 
@@ -91,11 +95,11 @@ def test_only_our_own_temporary_files_are_removed(dataset, tmp_path):
 def test_a_shard_counts_only_with_its_record_and_data_of_the_recorded_size(dataset, tmp_path):
     store, _, _ = dataset
     root = tmp_path / "set"
-    assert [record.shard for record in store.committed()] == [0, 1]
+    assert [record.shard for record in records.committed(store)] == [0, 1]
     record, data = (root / RECORD).read_bytes(), (root / SHARD).read_bytes()
 
     def committed() -> list[int]:
-        found = [r.shard for r in store.committed()]
+        found = [r.shard for r in records.committed(store)]
         (root / RECORD).write_bytes(record)
         (root / SHARD).write_bytes(data)
         return found

@@ -167,6 +167,14 @@ def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
     wider = Recipe(**vars(RECIPE) | {"model": DenoiserConfig(splats_per_patch=4, width=32, blocks=1, heads=2)})
     with pytest.raises(UserError, match=r"another recipe: model\.width was 16, now 32; give another --out"):
         State.new(wider, CPU).restore(tmp_path, wider)
+    # Begun before a part of the recipe existed: continued as it was, refused if that part is wanted now.
+    about = json.loads((tmp_path / "state.json").read_text())
+    del about["recipe"]["jitter"]
+    (tmp_path / "state.json").write_text(json.dumps(about))
+    State.new(RECIPE, CPU).restore(tmp_path, RECIPE)
+    moved = dataclasses.replace(RECIPE, jitter=4.0)
+    with pytest.raises(UserError, match=r"another recipe: jitter was 0\.0, now 4\.0"):
+        State.new(moved, CPU).restore(tmp_path, moved)
 
 
 def test_a_damaged_checkpoint_is_told_from_a_good_one_and_changes_nothing(

@@ -12,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import data_bytes, files
 from PIL import Image
-from test_generation import arguments, data_bytes
+from test_generation import arguments
 from test_generation import command as generate_command
 
 from jobs import cli, render, status, verify
 from models.splats import PARAMETERS, random_field
-from pipeline import plan as plans
+from pipeline import plan_file
 from pipeline.dataset import to_table, write_table
 from pipeline.plan import GenerationPlan, Plan
 from pipeline.production import commit
@@ -34,14 +35,6 @@ def check(url: Path, *options: str) -> int:
 
 def progress(url: Path) -> int:
     return cli.run(status.Options, status.main, [str(url)])
-
-
-def files(root: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() and path.parent.name != "_stats" and path.name not in ("summary.json", "README.md")
-    }
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +148,7 @@ def test_damage_to_pictures_is_found_repaired_and_made_again(splats, pictures, t
 def rewrite(out: Path, change) -> None:
     """Replace shard 1 by what `change` makes of it, with a record that agrees: what only reading the contents finds."""
     store = Store(str(out))
-    plan = plans.load(store, Plan)
+    plan = plan_file.load(store, Plan)
     shard = plan.shard(1)
     with store.create(plan.data(shard)) as output:
         change(output.file)
@@ -164,12 +157,12 @@ def rewrite(out: Path, change) -> None:
 
 def verdict(out: Path) -> str:
     store = Store(str(out))
-    plan = plans.load(store, Plan)
+    plan = plan_file.load(store, Plan)
     return " ".join(finding.reason for finding in verify_shard(store, plan, plan.shard(1)).findings)
 
 
 def test_contents_that_break_the_plan_are_found_although_the_checksum_agrees(splats, tmp_path):
-    plan = plans.load(Store(str(splats)), GenerationPlan)
+    plan = plan_file.load(Store(str(splats)), GenerationPlan)
     indices = plan.shard(1).indices
     generator = torch.Generator().manual_seed(0)
     good = random_field(generator, len(indices), 8, 8, 16)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -14,14 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from models.errors import UserError, one_line
 from models.splats import LIMITS, PARAMETERS
 from pipeline.dataset import SplatDataset, lacking_columns, schema
 from pipeline.image_column import PICTURE
 from pipeline.plan import GenerationPlan, RenderPlan, Shard, file_name
-from pipeline.pyramids import require_tiff
+from pipeline.pyramids import TILE, dzi_tiles, level_sizes, require_tiff
 from pipeline.store import Store
 
 ROUNDING = 2.0**-10  # of float16, relative: what is stored may lie so far beyond a bound
@@ -70,19 +71,18 @@ def _files(store: Store, plan: RenderPlan, shard: Shard) -> Iterator[tuple[int, 
 
 def _members(store: Store, plan: RenderPlan, shard: Shard) -> Iterator[tuple[int, str, bytes]]:
     """The same of a tar file, in which each picture is followed by what is known of it."""
-    try:
-        with store.open(plan.data(shard)) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            names: list[str] = []
-            for member in tar:
-                contents = tar.extractfile(member)
-                data = contents.read() if contents else b""
-                names.append(member.name)
-                if len(names) % 2:
-                    yield int(member.name.partition(".")[0]), member.name, data
-                elif member.name != f"{names[-2].partition('.')[0]}.json" or "index" not in json.loads(data):
-                    raise UserError(f"{member.name} where {names[-2]}'s .json should be")
-    except (tarfile.TarError, ValueError) as error:
-        raise UserError(f"cannot be read as tar ({one_line(error)})") from None
+    with store.open(plan.data(shard)) as file, _reading("tar"), tarfile.open(fileobj=file, mode="r:") as tar:
+        names: list[str] = []
+        for member in tar:
+            contents = tar.extractfile(member)
+            data = contents.read() if contents else b""
+            names.append(member.name)
+            if len(names) % 2:
+                yield int(member.name.partition(".")[0]), member.name, data
+            elif member.name != f"{names[-2].partition('.')[0]}.json" or "index" not in json.loads(data):
+                raise UserError(f"{member.name} where {names[-2]}'s .json should be")
+        if len(names) % 2:
+            raise UserError(f"{names[-1]}'s .json is not there")
 
 
 def _rows(store: Store, plan: RenderPlan, shard: Shard) -> Iterator[tuple[int, str, bytes]]:
@@ -90,7 +90,7 @@ def _rows(store: Store, plan: RenderPlan, shard: Shard) -> Iterator[tuple[int, s
     name = plan.data(shard)
     rows = 1 if plan.motion == "pictures" else len(shard.indices)
     _check_table(store, name, pa.schema([("index", pa.int64()), ("image", PICTURE)]), rows)
-    with store.open(name) as file, _parquet_errors():
+    with store.open(name) as file, _reading("Parquet"):
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
         for group in range(parquet.num_row_groups):
             for row in parquet.read_row_group(group, columns=["index", "image"]).to_pylist():
@@ -99,32 +99,37 @@ def _rows(store: Store, plan: RenderPlan, shard: Shard) -> Iterator[tuple[int, s
 
 
 def _check_tiff(store: Store, plan: RenderPlan, shard: Shard) -> None:
-    """The first page has the planned size, every tile of every page decodes."""
+    """The pages have the planned sizes, every tile of every page decodes."""
     tifffile = require_tiff()
+    planned = [(height, width, 3) for width, height in level_sizes(plan, smallest=TILE)]
     for name in plan.files(shard, store.sizes(plan.data(shard))):
-        try:
-            with store.open(name) as file, tifffile.TiffFile(file) as tiff:
-                if tiff.pages[0].shape != (plan.height, plan.width, 3):
-                    raise UserError(f"is {tiff.pages[0].shape}, not {(plan.height, plan.width, 3)}")
-                for page in tiff.pages:
-                    for _ in page.segments():  # decoded one at a time
-                        pass
-        except UserError:
-            raise
-        except Exception as error:  # decoders meet damaged bytes with every kind of exception
-            raise UserError(f"does not decode ({type(error).__name__}: {one_line(error)})") from None
+        with store.open(name) as file, _reading("TIFF"), tifffile.TiffFile(file) as tiff:
+            found = [page.shape for page in tiff.pages]
+            if found != planned:
+                raise UserError(f"{name}: its pages are {found}, not {planned}")
+            for page in tiff.pages:
+                for _ in page.segments(maxworkers=1, buffersize=1 << 24):  # few are held at once
+                    pass
 
 
 def _check_dzi(store: Store, plan: RenderPlan, shard: Shard) -> None:
-    """The description names the planned size, every tile decodes."""
-    sizes = store.sizes(plan.data(shard))
-    for name in plan.files(shard, sizes):
-        data = store.read(name)
-        if name.endswith(".dzi"):
-            if f'<Size Width="{plan.width}" Height="{plan.height}"/>'.encode() not in data:
-                raise UserError(f"{name}: does not name the size {plan.width}x{plan.height}")
-        elif reason := picture_fault(data, plan.encoding, None):
-            raise UserError(f"{name}: {reason}")
+    """The description names the planned size; every tile is there, has its size and decodes."""
+    there = set(plan.files(shard, store.sizes(plan.data(shard))))
+    for index in shard.indices:
+        for name, size in dzi_tiles(plan, shard.name, index):
+            if name not in there:
+                raise UserError(f"{name} is not there")
+            if reason := picture_fault(store.read(name), plan.encoding, size):
+                raise UserError(f"{name}: {reason}")
+            there.remove(name)
+        description = f"{shard.name}/{index:08d}.dzi"
+        if description not in there:
+            raise UserError(f"{description} is not there")
+        if f'<Size Width="{plan.width}" Height="{plan.height}"/>'.encode() not in store.read(description):
+            raise UserError(f"{description}: does not name the size {plan.width}x{plan.height}")
+        there.remove(description)
+    if there:
+        raise UserError(f"{min(there)} is no tile of such a picture")
 
 
 _STORED = {"files": _files, "webdataset": _members, "parquet": _rows}
@@ -133,7 +138,7 @@ _PYRAMIDS = {"tiff": _check_tiff, "dzi": _check_dzi}
 
 def _check_table(store: Store, name: str, expected: pa.Schema, rows: int) -> None:
     """UserError unless a file is Parquet with these columns and so many rows."""
-    with store.open(name) as file, _parquet_errors():
+    with store.open(name) as file, _reading("Parquet"):
         parquet = pq.ParquetFile(file)
     if lacking := lacking_columns(parquet.schema_arrow, expected):
         raise UserError(f"has no column {lacking}")
@@ -142,14 +147,17 @@ def _check_table(store: Store, name: str, expected: pa.Schema, rows: int) -> Non
 
 
 @contextlib.contextmanager
-def _parquet_errors() -> Iterator[None]:
-    """Raise what pyarrow says of a file's contents as a UserError."""
+def _reading(format: str) -> Iterator[None]:
+    """Raise what decoders say of a file's contents as a UserError; an OSError of the disk or the network stays one."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise  # of the disk or the network
-        raise UserError(f"cannot be read as Parquet ({one_line(error)})") from None
+    except UserError:
+        raise
+    except Exception as error:  # decoders meet damaged bytes with every kind of exception
+        # A damaged offset may lead to a place that no file has, EINVAL.
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise UserError(f"cannot be read as {format} ({one_line(error) or type(error).__name__})") from None
 
 
 def picture_fault(encoded: bytes, encoding: str, size: tuple[int, int] | None) -> str:
@@ -166,6 +174,8 @@ def picture_fault(encoded: bytes, encoding: str, size: tuple[int, int] | None) -
             for frame in range(getattr(picture, "n_frames", 1)):
                 picture.seek(frame)
                 picture.load()
+    except UnidentifiedImageError:
+        return f"is no {encoding} picture"
     except Exception as error:  # decoders meet damaged bytes with every kind of exception
         return f"does not decode ({type(error).__name__}: {one_line(error)})"
     finally:

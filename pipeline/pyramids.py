@@ -22,6 +22,7 @@ from models.errors import UserError
 from pipeline.drawing import bands, facts_of, fields_of, frame_of
 from pipeline.encoders import ENCODINGS, SOFTWARE, Facts, Picture, describe
 from pipeline.framing import Frame
+from pipeline.plan import RenderPlan
 from pipeline.press import Press, Written
 
 TILE = 512
@@ -85,16 +86,28 @@ def write_dzi(press: Press) -> Written:
     index, field = _only(press)
     levels = list(_levels(frame_of(plan, field.shape[2] / field.shape[1]), smallest=1))
     for number, frame in enumerate(reversed(levels)):
-        place = f"{folder}/{index:08d}_files/{number}"
 
-        def save(tile: Tile, place: str = place) -> None:
+        def save(tile: Tile, number: int = number) -> None:
             data = encoding.encode(Picture({}, [tile.pixels]), plan.quality)
-            store.write(f"{place}/{tile.column}_{tile.row}.{plan.extension}", data)
+            store.write(_tile_name(plan, folder, index, number, tile.column, tile.row), data)
 
         for _ in press.run(_tiles(field, frame, press), save, 3 * TILE * TILE):
             pass
     store.write(f"{folder}/{index:08d}.dzi", _dzi(levels[0], plan.extension, facts_of(plan, index)).encode())
     return Written(folder, *store.measure(plan.files(press.shard, store.sizes(folder))))
+
+
+def dzi_tiles(plan: RenderPlan, folder: str, index: int) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The files of the tiles that make up a Deep Zoom picture in `folder`, and their sizes, (width, height)."""
+    for number, (width, height) in enumerate(reversed(level_sizes(plan, smallest=1))):
+        for row, top in enumerate(range(0, height, TILE)):
+            for column, left in enumerate(range(0, width, TILE)):
+                name = _tile_name(plan, folder, index, number, column, row)
+                yield name, (min(TILE, width - left), min(TILE, height - top))
+
+
+def _tile_name(plan: RenderPlan, folder: str, index: int, level: int, column: int, row: int) -> str:
+    return f"{folder}/{index:08d}_files/{level}/{column}_{row}.{plan.extension}"
 
 
 def _dzi(frame: Frame, extension: str, facts: Facts) -> str:
@@ -112,6 +125,12 @@ def _only(press: Press) -> tuple[int, Tensor]:
     """The number and splat field [1, H, W, K, P] of the shard's one picture."""
     ((numbers, field),) = fields_of(press.source, press.shard.indices, press.device, 1)
     return numbers[0], field
+
+
+def level_sizes(plan: RenderPlan, smallest: int) -> list[tuple[int, int]]:
+    """Width and height of the picture, and of its halves until neither side is more than `smallest`."""
+    # What the frame shows, and where, changes nothing of its size.
+    return [(level.width, level.height) for level in _levels(frame_of(plan, aspect=1.0), smallest)]
 
 
 def _levels(frame: Frame, smallest: int) -> Iterator[Frame]:

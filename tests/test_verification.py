@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+import tarfile
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 import torch
 from conftest import data_bytes, files
 from PIL import Image
@@ -20,9 +22,10 @@ from test_generation import command as generate_command
 from jobs import cli, render, status, verify
 from models.splats import PARAMETERS, random_field
 from pipeline import plan_file
-from pipeline.dataset import to_table, write_table
+from pipeline.dataset import SplatDataset, to_table, write_table
 from pipeline.plan import GenerationPlan, Plan
 from pipeline.production import commit
+from pipeline.rendering import render_shard
 from pipeline.store import Store
 from pipeline.verification import verify_shard
 
@@ -209,9 +212,69 @@ def test_pictures_that_break_the_plan_are_found_although_the_checksum_agrees(pic
     assert judge(sound) == ""
     assert "00000003.webp: is 20x16, not 16x16" in judge(encoded(16, 20))
     assert "does not decode" in judge(sound[:-8])
-    assert "does not decode" in judge(b"")
-    assert "does not decode" in judge(None)
+    assert "is no webp picture" in judge(b"")
+    assert "is no webp picture" in judge(None)
     assert "picture 3 (../../cat.webp) where 3 should be" in judge(sound, "../../cat.webp")
+
+
+def flip(path: Path, at: int) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:at] + bytes([data[at] ^ 255]) + data[at + 1 :])
+
+
+def members(path: Path) -> list[tarfile.TarInfo]:
+    with tarfile.open(path) as tar:
+        return tar.getmembers()
+
+
+def pages(path: Path) -> list[tifffile.TiffPage]:
+    with tifffile.TiffFile(path) as tiff:
+        return list(tiff.pages)
+
+
+TILE = "shard-00000/00000002_files/10/1_0.png"
+DAMAGE = {  # of each format: which file, what happens to it, what is said
+    "webdataset": [
+        (
+            WEB := "data/shard-00000.tar",
+            lambda path: flip(path, members(path)[2].offset_data + 500),
+            "3.png: does not d",
+        ),
+        (WEB, lambda path: os.truncate(path, members(path)[3].offset), "00000003.png's .json is not there"),
+    ],
+    "tiff": [
+        (
+            TIFF := "shard-00000/00000002.tif",
+            lambda path: flip(path, pages(path)[-1].dataoffsets[0] + 500),
+            "cannot be",
+        ),
+        (TIFF, lambda path: os.truncate(path, pages(path)[-1].offset), "its pages are [(600, 600, 3)], not ["),
+    ],
+    "dzi": [
+        (TILE, lambda path: flip(path, 500), "1_0.png: does not decode"),
+        (TILE, Path.unlink, "1_0.png is not there"),
+        (TILE, lambda path: shutil.copy(path.with_name("0_0.png"), path), "1_0.png: is 512x512, not 88x512"),
+        ("shard-00000/00000002.dzi", lambda path: os.truncate(path, 150), "does not name the size 600x600"),
+    ],
+}
+
+
+@pytest.mark.parametrize("format", DAMAGE)
+def test_damaged_members_and_tiles_are_found_although_the_checksum_agrees(splats, tmp_path, format):
+    source, clean, out = SplatDataset(str(splats)), tmp_path / "clean", tmp_path / "out"
+    chosen = {"indices": "2-3", "size": "40"} if format == "webdataset" else {"indices": "2", "size": "600"}
+    plan = render.make_plan(render.Options(splats=str(splats), out="", format=format, **chosen), source)
+    shard = plan.shard(0)
+    plan_file.claim(Store(str(clean)), plan)
+    render_shard(source, plan, shard, Store(str(clean)), "cpu", 1)
+    for name, damage, said in [("plan.json", Path.touch, ""), *DAMAGE[format]]:
+        shutil.copytree(clean, out, dirs_exist_ok=True)
+        damage(out / name)
+        store = Store(str(out))
+        measured = store.measure(plan.files(shard, store.sizes(plan.data(shard))))
+        commit(store, shard, plan.data(shard), *measured, started=0.0, device="cpu")
+        found = " ".join(finding.reason for finding in verify_shard(store, plan, shard).findings)
+        assert said in found if said else not found
 
 
 def test_a_record_cannot_point_outside_its_dataset(splats, tmp_path, capsys):

@@ -17,9 +17,9 @@ from jobs.cli import check_numbers, run
 from models import checkpoint
 from models.errors import UserError, check_name
 from models.sampler import SCHEDULES, SOLVERS, Sampling
-from pipeline.cluster import DEVICES
+from pipeline.cluster import DEVICES, check_gpu_share
 from pipeline.codec import CODECS, Shape
-from pipeline.generation import ROLLOUT_COLUMNS, generate
+from pipeline.generation import GPUS_PER_WORKER, ROLLOUT_COLUMNS, generate
 from pipeline.indices import LARGEST, Indices
 from pipeline.plan import GenerationPlan, power_of_two_size
 from pipeline.sampling import plan_for
@@ -70,10 +70,13 @@ class Options:
     """Threads of an actor on a CPU; part of the plan, since they change the last bits."""
 
     workers: int | None = None
-    """Number of actors at once; two a GPU, or one a CPU, of the cluster if not given."""
+    """Number of actors; as many as the GPUs of the cluster have room for, or one a CPU, if not given."""
 
     device: str = "auto"
     """auto (GPUs where the cluster has some), cpu or gpu."""
+
+    gpus_per_worker: float = GPUS_PER_WORKER
+    """Part of a GPU that an actor takes, up to 1: with 0.5, one computes while the other writes."""
 
     between: str | None = None
     """Two indices, like 12,57: instead of --count pictures, the --frames pictures of a morph from one to the other."""
@@ -107,6 +110,7 @@ class Options:
         check_name("schedule", self.schedule or Sampling.schedule, SCHEDULES)
         check_name("precision", self.precision, CODECS)
         check_name("device", self.device, DEVICES)
+        check_gpu_share(self.gpus_per_worker)
         for name, text in (("--rollout", self.rollout), ("--keep-rollout", self.keep_rollout)):
             if text is None:
                 continue
@@ -166,6 +170,7 @@ def main(options: Options) -> None:
         store,
         workers=options.workers,
         device=options.device,
+        gpus_per_worker=options.gpus_per_worker,
         rollout=Indices.parse(options.rollout) if options.rollout is not None else None,
         keep_rollout=Indices.parse(options.keep_rollout) if options.keep_rollout is not None else None,
         stall_seconds=options.stall_minutes * 60,

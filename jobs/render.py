@@ -19,7 +19,7 @@ from models.errors import UserError, check_name
 from models.kernels import KERNELS
 from models.rasterize import VIEWS
 from pipeline import rollouts
-from pipeline.cluster import DEVICES
+from pipeline.cluster import DEVICES, check_gpu_share
 from pipeline.dataset import SplatDataset
 from pipeline.drawing import MOTIONS, frame_of
 from pipeline.encoders import ENCODINGS
@@ -35,7 +35,7 @@ from pipeline.framing import (
 from pipeline.indices import Indices
 from pipeline.plan import RenderPlan, power_of_two_size
 from pipeline.press import balance
-from pipeline.rendering import render
+from pipeline.rendering import GPUS_PER_WORKER, render
 from pipeline.sinks import FORMATS, choose
 from pipeline.store import Store
 
@@ -103,10 +103,13 @@ class Options:
     """Pictures a shard; by the number and the size of pictures if not given."""
 
     workers: int | None = None
-    """Number of tasks at once; four a GPU, or one a CPU, of the cluster if not given."""
+    """Number of tasks at once; as many as the GPUs of the cluster have room for, or one a CPU, if not given."""
 
     device: str = "auto"
     """auto (GPUs where the cluster has some), cpu or gpu."""
+
+    gpus_per_worker: float = GPUS_PER_WORKER
+    """Part of a GPU that a task takes, up to 1; it encodes on as large a part of the CPUs beside that GPU."""
 
     stall_minutes: float = 60.0
     """Give up, and name the stuck shards, when none ends for so many minutes."""
@@ -114,6 +117,7 @@ class Options:
     def __post_init__(self) -> None:
         check_name("view", self.view, VIEWS)
         check_name("device", self.device, DEVICES)
+        check_gpu_share(self.gpus_per_worker)
         check_name("fit", self.fit, FITS)
         if self.format is not None:
             check_name("format", self.format, FORMATS)
@@ -201,6 +205,7 @@ def main(options: Options) -> None:
         store,
         workers=options.workers,
         device=options.device,
+        gpus_per_worker=options.gpus_per_worker,
         stall_seconds=options.stall_minutes * 60,
     )
     print(

@@ -72,22 +72,36 @@ class Cluster:
             raise UserError("--device gpu: this machine has no GPU that Ray can see; use --device cpu")
         return device == "gpu" or (device == "auto" and self.gpus > 0)
 
-    def require_gpus(self, workers: int) -> None:
-        """Raise UserError where `workers` processes with a GPU each would wait for GPUs that never come."""
-        if self.local and workers > self.gpus:
-            raise UserError(f"--workers {workers} need a GPU each; this machine has {self.gpus:.0f}")
+    def gpu_room(self, share: float) -> int:
+        """How many processes with `share` of a GPU each have room on the GPUs that there are now."""
+        return _fit({"GPU": self.gpus}, 0.0, share)
+
+    def require_gpus(self, workers: int, share: float = 1.0) -> None:
+        """Raise UserError where `workers` processes with `share` of a GPU each would wait for GPUs that never come."""
+        if self.local and workers > self.gpu_room(share):
+            each = "a GPU each" if share == 1.0 else f"{share:g} of a GPU each"
+            raise UserError(f"--workers {workers} need {each}; this machine has {self.gpus:.0f}")
+
+
+def check_gpu_share(share: float) -> None:
+    """Raise UserError for a --gpus-per-worker that Ray cannot give."""
+    if not 0.01 <= share <= 1.0 or share != round(share, 4):  # Ray counts in ten-thousandths
+        raise UserError(f"--gpus-per-worker {share}: give 0.01 to 1, with at most four decimals")
 
 
 @contextlib.contextmanager
-def connect() -> Iterator[Cluster]:
-    """Within the block Ray is up: joined, started, or left as it was if this process is connected already."""
+def connect(*, cpus: int | None = None, gpus: int | None = None) -> Iterator[Cluster]:
+    """Within the block Ray is up: joined, started, or left as it was if this process is connected already.
+
+    `cpus` and `gpus`: how many of this machine's a Ray that is started here has; all if None.
+    """
     local = not os.environ.get("RAY_ADDRESS")
     if ray.is_initialized():
         yield _describe(local)
         return
     with _own_signals():
         if local:
-            _start_local()
+            _start_local(cpus, gpus)
         else:
             _join()
     try:
@@ -122,17 +136,23 @@ def _own_signals() -> Iterator[None]:
 
 
 def _fit(machine: Mapping[str, float], cpus: float, gpus: float) -> int:
-    """How many processes that need so many CPUs and GPUs fit on an empty machine."""
-    needs = {"CPU": cpus, "GPU": gpus}
-    return min(int(machine.get(name, 0.0) / need + 1e-6) for name, need in needs.items() if need)
+    """How many processes that need so many CPUs, and a GPU or a part of one, fit on an empty machine."""
+    rooms = []
+    if cpus:
+        rooms.append(int(machine.get("CPU", 0.0) / cpus + 1e-6))
+    if gpus:  # a process has its part on one GPU: what two have left over makes no third place
+        rooms.append(int(machine.get("GPU", 0.0)) * int(1.0 / gpus + 1e-6))
+    return min(rooms)
 
 
-def _start_local() -> None:
+def _start_local(cpus: int | None, gpus: int | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray announces a future change of how it hides GPUs from processes that ask for none.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray.init(
         address="local",
+        num_cpus=cpus,
+        num_gpus=gpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -34,7 +33,7 @@ ROLLOUT_FILE = "rollout.png"
 ROLLOUT_ROWS = 17
 ROLLOUT_COLUMNS = 64
 # Two processes share a GPU: one computes while the other encodes, hashes and writes what it has computed.
-ACTORS_PER_GPU = 2
+GPUS_PER_WORKER = 0.5
 
 
 def rollout_sheet(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) -> np.ndarray:
@@ -123,6 +122,7 @@ def generate(
     *,
     workers: int | None = None,
     device: str = "auto",
+    gpus_per_worker: float = GPUS_PER_WORKER,
     rollout: Indices | None = None,
     keep_rollout: Indices | None = None,
     stall_seconds: float = 3600.0,
@@ -130,16 +130,20 @@ def generate(
     """Make the dataset of `plan` in `store`, or complete it.
 
     With `rollout`, also the sheet of noise becoming cats; with `keep_rollout`, the splats of every step of these.
-    `workers`: how many actors, two a GPU or on CPUs; None for as many as the cluster has room for at any time. Uses
-    the Ray cluster this process is connected to, or connects for the while. Raises UserError as `produce` does.
+    `workers`: how many actors, each with `gpus_per_worker` of a GPU or on CPUs; None for as many as the cluster has
+    room for at any time. Uses the Ray cluster this process is connected to, or connects for the while. Raises UserError
+    as `produce` does.
     """
 
     def start_workers(cluster: Cluster) -> ActorWorkers:
         use_gpu = cluster.has_gpu(device)
         if use_gpu:
-            cluster.require_gpus(math.ceil((workers or 1) / ACTORS_PER_GPU))
-        share = {"num_gpus": 1 / ACTORS_PER_GPU}
-        options = share if use_gpu else {"num_cpus": cluster.cpu_share(workers or 1, plan.threads)}
+            cluster.require_gpus(workers or 1, gpus_per_worker)
+            # Ray would take a CPU for each anyway, and of a machine with fewer CPUs use but some of the GPUs.
+            share = cluster.cpu_share(workers or cluster.gpu_room(gpus_per_worker), 1)
+            options = {"num_cpus": share, "num_gpus": gpus_per_worker}
+        else:
+            options = {"num_cpus": cluster.cpu_share(workers or 1, plan.threads)}
         arguments = (ray.put(weights), plan, store, use_gpu)  # weights travel by the object store, once a node
         start = GeneratorActor.options(**options).remote
         return ActorWorkers(lambda: start(*arguments), cluster.capacity(workers, **options))

@@ -20,7 +20,7 @@ from pipeline.workers import TaskWorkers
 
 # Several processes share a GPU, each with its part of the CPUs beside it as encoders: what Python does between two
 # calls, in one of them, leaves the GPU to the others, and one that starts a shard fills the pause of one that ends it.
-TASKS_PER_GPU = 4
+GPUS_PER_WORKER = 0.25
 
 
 def render_shard(
@@ -51,12 +51,14 @@ def render(
     *,
     workers: int | None = None,
     device: str = "auto",
+    gpus_per_worker: float = GPUS_PER_WORKER,
     stall_seconds: float = 3600.0,
 ) -> Summary:
     """Draw the pictures of `plan` from `source` into `store`, or complete them.
 
-    `workers`: how many tasks at once; as many as the cluster has room for if None. Uses the Ray cluster this process
-    is connected to, or connects for the while. Raises UserError if splats are missing, and as `produce` does.
+    `workers`: how many tasks at once, each with `gpus_per_worker` of a GPU or on CPUs; as many as the cluster has room
+    for if None. Uses the Ray cluster this process is connected to, or connects for the while. Raises UserError if
+    splats are missing, and as `produce` does.
     """
     assert plan.source == source.plan.fingerprint()
     source.require(plan.pictures)
@@ -65,11 +67,14 @@ def render(
 
     def start_workers(cluster: Cluster) -> TaskWorkers:
         use_gpu = cluster.has_gpu(device)
-        # On a CPU, drawing and encoding share the task's one.
-        encoders = max(1, cluster.cpus_per_gpu() // TASKS_PER_GPU) if use_gpu else 1
-        options = {"num_cpus": cluster.cpu_share(workers or 1, encoders if use_gpu else plan.threads)}
         if use_gpu:
-            options["num_gpus"] = 1 / TASKS_PER_GPU
+            cluster.require_gpus(workers or 1, gpus_per_worker)
+            encoders = max(1, int(cluster.cpus_per_gpu() * gpus_per_worker))
+            share = cluster.cpu_share(workers or cluster.gpu_room(gpus_per_worker), encoders)
+            options = {"num_cpus": share, "num_gpus": gpus_per_worker}
+        else:
+            encoders = 1  # drawing and encoding share the task's one CPU
+            options = {"num_cpus": cluster.cpu_share(workers or 1, plan.threads)}
         task = render_task.options(**options)
         where = "cuda" if use_gpu else "cpu"
         capacity = cluster.capacity(workers, **options)

@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import session_of
 
+from jobs import cli, generate, render
 from models.errors import UserError
 from pipeline.cluster import Cluster
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
@@ -39,13 +42,50 @@ def test_more_workers_than_gpus_are_refused_here_and_may_wait_in_a_cluster():
         Cluster(local=True, cpus=2, gpus=1).require_gpus(4)
 
 
+def test_a_part_of_a_gpu_lies_on_one_gpu():
+    machine = Cluster(local=True, cpus=2, gpus=2)
+    for share, room in ((1.0, 2), (0.5, 4), (0.4, 4), (0.3333, 6), (0.25, 8), (0.1, 20), (0.6, 2)):
+        machine.require_gpus(room, share)
+        with pytest.raises(UserError, match=f"--workers {room + 1} need .* GPU each; this machine has 2"):
+            machine.require_gpus(room + 1, share)
+
+
+@pytest.mark.parametrize("job", [generate, render])
+def test_a_part_of_a_gpu_that_ray_cannot_give_is_refused(job, capsys):
+    needed = ["--out", "out", *(["--count", "1"] if job is generate else ["--splats", "in"])]
+    for share in ("0", "-1", "1.5", "0.00001", "0.33333", "nan"):
+        assert cli.run(job.Options, job.main, [*needed, "--gpus-per-worker", share]) == 1
+        error = capsys.readouterr().err
+        assert f"--gpus-per-worker {float(share)}: give 0.01 to 1" in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_as_many_actors_are_placed_as_there_are_parts_of_gpus(cluster):
+    # GPUs by name alone: Ray places by what a node says that it has. On two of them 0.4 of a GPU fits four times.
+    cluster.add_node(num_cpus=1, num_gpus=2, object_store_memory=80 * 2**20)
+    code = "import time, jobs, ray\nfrom pipeline.cluster import connect\n"
+    code += "with connect() as cluster:\n"
+    code += (
+        "    room, actor = cluster.capacity(None, num_gpus=0.4)(), ray.remote(num_cpus=0, num_gpus=0.4)(Exception)\n"
+    )
+    code += "    actors = [actor.remote() for _ in range(room + 1)]\n"
+    code += "    up, waiting = ray.wait([a.__ray_ready__.remote() for a in actors], num_returns=room, timeout=60)\n"
+    code += "    more, _ = ray.wait(waiting, timeout=2)\n"
+    code += "    print(room, len(up), len(more))"
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout.split() == ["4", "4", "0"], done.stderr
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "http://127.0.0.1:8265"])
 def test_an_address_without_a_cluster_is_named_in_one_line(tiny_weights, tmp_path, address):
     # A process of its own, since this one may be connected to the cluster that other tests share.
     command = [sys.executable, "-m", "jobs.generate", "--out", str(tmp_path / "out"), "--count", "1"]
     done = subprocess.run(
         [*command, "--weights", str(tiny_weights)],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         env={**os.environ, "RAY_ADDRESS": address},
         capture_output=True,
         text=True,
@@ -64,7 +104,7 @@ def test_a_private_ray_listens_to_this_machine_alone():
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ENABLE")}
     process = subprocess.Popen(
         [sys.executable, "-c", code],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         env=environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import tyro
 
-from models.errors import UserError
+from models.errors import UserError, escaped
 
 Options = TypeVar("Options")
 
@@ -87,6 +87,5 @@ def parse(options_type: type[Options], arguments: list[str] | None) -> Options:
 def describe(error: Exception) -> str:
     """One line that names what failed, for a UserError or an operating system's error."""
     if isinstance(error, OSError) and error.strerror:
-        where = f" {error.filename!s}" if error.filename else ""
-        return f"{error.strerror}:{where}" if where else error.strerror
-    return " ".join(str(error).split()) or type(error).__name__
+        return escaped(f"{error.strerror}: {error.filename!s}" if error.filename else error.strerror)
+    return escaped(" ".join(str(error).split())) or type(error).__name__

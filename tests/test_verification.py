@@ -191,7 +191,7 @@ def test_contents_that_break_the_plan_are_found_although_the_checksum_agrees(spl
         assert "not finite" in judge(field)
     assert "has 3 rows, not 4" in judge(good, lambda table: table.slice(0, 3))
     assert "has 8 rows, not 4" in judge(good, lambda table: pa.concat_tables([table, table]))
-    assert "has no column splats (fixed_size_list" in judge(good, lambda table: table.select(["index"]))
+    assert "has no column 'splats' (fixed_size_list" in judge(good, lambda table: table.select(["index"]))
     shifted = pa.array([i + 1 for i in indices], pa.int64())
     assert "'index' is not what the plan says" in judge(good, lambda table: table.set_column(0, "index", shifted))
 

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import tyro
 
-from models.errors import UserError, one_line
+from models.errors import UserError, escaped, one_line
 
 Options = TypeVar("Options")
 
@@ -106,6 +106,5 @@ def check_numbers(
 def describe(error: Exception) -> str:
     """One line that names what failed, for a UserError or an operating system's error."""
     if isinstance(error, OSError) and error.strerror:
-        where = f" {error.filename!s}" if error.filename else ""
-        return f"{error.strerror}:{where}" if where else error.strerror
-    return one_line(error)
+        return escaped(f"{error.strerror}: {error.filename!s}" if error.filename else error.strerror)
+    return escaped(one_line(error))

@@ -127,6 +127,11 @@ class Options:
             raise UserError(f"--width {self.width} is not a multiple of 4 times --heads {self.heads}")
         if self.detail < 0 or 0 < self.detail < 128:
             raise UserError(f"--detail {self.detail}: give 0 for none, or at least 128")
+        self.model()
+
+    def model(self) -> DenoiserConfig:
+        """The shape of a new denoiser; UserError where there is none such."""
+        return DenoiserConfig(kernel=self.kernel, width=self.width, blocks=self.blocks, heads=self.heads)
 
 
 def main(options: Options) -> None:
@@ -137,8 +142,7 @@ def main(options: Options) -> None:
     else:
         load_lpips(options.lpips)
     training.claim(options.out)
-    model = DenoiserConfig(kernel=options.kernel, width=options.width, blocks=options.blocks, heads=options.heads)
-    start = None
+    model, start = options.model(), None
     weights = options.weights or (str(checkpoint.PRETRAINED) if options.distil else None)
     if weights is not None:
         data = checkpoint.read(weights)

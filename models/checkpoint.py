@@ -69,8 +69,8 @@ def parse(data: bytes, name: str) -> Denoiser:
         }
     except (UserError, SafetensorError, TypeError, ValueError, KeyError) as error:
         raise UserError(f"weights {name} cannot be read: {error}; give a file made by jobs.train") from None
-    denoiser = Denoiser(config)
-    expected = {key: tensor.shape for key, tensor in denoiser.state_dict().items()}
+    with torch.device("meta"):  # shapes alone: a header may ask for more than memory holds
+        expected = {key: tensor.shape for key, tensor in Denoiser(config).state_dict().items()}
     wrong = [key for key in sorted(expected.keys() | state.keys()) if key not in state or key not in expected]
     wrong += [key for key in sorted(expected.keys() & state.keys()) if state[key].shape != expected[key]]
     if wrong:
@@ -78,6 +78,7 @@ def parse(data: bytes, name: str) -> Denoiser:
             f"weights {name} do not fit the model their header describes: {len(wrong)} tensors differ, "
             f"the first is {wrong[0]}; give a file made by jobs.train"
         )
+    denoiser = Denoiser(config)
     denoiser.load_state_dict(state)
     return denoiser.eval().requires_grad_(False)
 
@@ -87,7 +88,9 @@ def read_header(data: bytes, name: str) -> dict[str, str]:
     try:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
         raise UserError(f"weights {name} are not a safetensors file; give one made by jobs.train") from None
     if header.get("format") != FORMAT:
         found = header.get("format", "nothing")

@@ -7,11 +7,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.errors import check_name
+from models.errors import UserError, check_name
 from models.kernels import KERNELS
 from models.rasterize import WHOLE, Region, rasterize
 from models.splats import PARAMETERS, activate, initial_raw
 from models.transformer import PatchTransformer
+
+# Far beyond what is of use; a file of weights may say anything.
+BOUNDS = {
+    **dict.fromkeys(("rows", "columns", "patch", "splats_per_patch"), (1, 256)),
+    "neighbourhood": (1, 3),
+    "width": (4, 1 << 16),
+    "blocks": (1, 1024),
+    "heads": (1, 1 << 14),
+}
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,11 @@ class DenoiserConfig:
     heads: int = 6
 
     def __post_init__(self) -> None:
-        check_name("kernel", self.kernel, KERNELS)
+        for name, (low, high) in BOUNDS.items():
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= high:
+                raise UserError(f"{name} is {value!r}, not a whole number from {low} to {high}")
+        check_name("kernel", str(self.kernel), KERNELS)
         if self.width % (4 * self.heads):
             raise ValueError(f"width {self.width} is not a multiple of 4 times {self.heads} heads")
 

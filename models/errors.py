@@ -17,6 +17,11 @@ def one_line(said: object) -> str:
     return " ".join(str(said).split()) or type(said).__name__
 
 
+def escaped(text: str) -> str:
+    """`text` with line breaks, and what a terminal takes for commands, as Python writes them in strings."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def check_name(kind: str, name: str, known: Collection[str]) -> str:
     """Return `name` if it is one of `known`; else raise a UserError that lists the known names."""
     if name not in known:

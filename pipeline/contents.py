@@ -17,12 +17,14 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image, UnidentifiedImageError
 
-from models.errors import UserError, one_line
+from models.errors import UserError, check_name, one_line
 from models.splats import LIMITS, PARAMETERS
 from pipeline.dataset import SplatDataset, lacking_columns, schema
+from pipeline.encoders import ENCODINGS
 from pipeline.image_column import PICTURE
 from pipeline.plan import GenerationPlan, RenderPlan, Shard, file_name
 from pipeline.pyramids import TILE, dzi_tiles, level_sizes, require_tiff
+from pipeline.sinks import FORMATS
 from pipeline.store import Store
 
 ROUNDING = 2.0**-10  # of float16, relative: what is stored may lie so far beyond a bound
@@ -45,21 +47,21 @@ def check_splats(store: Store, plan: GenerationPlan, shard: Shard) -> None:
 
 def check_pictures(store: Store, plan: RenderPlan, shard: Shard) -> None:
     """UserError that says what is wrong with the contents of a shard of pictures."""
+    check_name("format", plan.output, FORMATS)
+    check_name("encoding", plan.encoding, ENCODINGS)  # Pillow knows more, and some of that starts other programs
     if plan.output in _PYRAMIDS:
         _PYRAMIDS[plan.output](store, plan, shard)
         return
     # An animation of many pictures is one, with the number of the first.
-    expected = [next(iter(shard.indices))] if plan.motion == "pictures" else list(shard.indices)
-    found = 0
+    expected = iter(shard.indices.between(0, 1) if plan.motion == "pictures" else shard.indices)
     for number, name, encoded in _STORED[plan.output](store, plan, shard):
-        index = expected[found] if found < len(expected) else None
+        index = next(expected, None)
         if index is None or (number, name) != (index, file_name(index, plan.extension)):
             raise UserError(f"picture {number} ({name}) where {index} should be")
         if reason := picture_fault(encoded, plan.encoding, (plan.width, plan.height)):
             raise UserError(f"{name}: {reason}")
-        found += 1
-    if found < len(expected):
-        raise UserError(f"{file_name(expected[found], plan.extension)} is not there")
+    if (index := next(expected, None)) is not None:
+        raise UserError(f"{file_name(index, plan.extension)} is not there")
 
 
 def _files(store: Store, plan: RenderPlan, shard: Shard) -> Iterator[tuple[int, str, bytes]]:
@@ -74,15 +76,27 @@ def _members(store: Store, plan: RenderPlan, shard: Shard) -> Iterator[tuple[int
     with store.open(plan.data(shard)) as file, _reading("tar"), tarfile.open(fileobj=file, mode="r:") as tar:
         names: list[str] = []
         for member in tar:
+            # Links name other members; what is sparse may unpack to more than memory holds.
+            if not member.isreg() or member.issparse():
+                raise UserError(f"{member.name} is not a plain file")
             contents = tar.extractfile(member)
             data = contents.read() if contents else b""
             names.append(member.name)
             if len(names) % 2:
                 yield int(member.name.partition(".")[0]), member.name, data
-            elif member.name != f"{names[-2].partition('.')[0]}.json" or "index" not in json.loads(data):
+            elif member.name != f"{names[-2].partition('.')[0]}.json" or not _tells_index(data):
                 raise UserError(f"{member.name} where {names[-2]}'s .json should be")
         if len(names) % 2:
             raise UserError(f"{names[-1]}'s .json is not there")
+
+
+def _tells_index(text: bytes) -> bool:
+    """Whether a text is a JSON object that has an `index`."""
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(facts, dict) and "index" in facts
 
 
 def _rows(store: Store, plan: RenderPlan, shard: Shard) -> Iterator[tuple[int, str, bytes]]:

@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from pipeline import plan_file, records
 from pipeline.codec import CODECS, Shape
 from pipeline.indices import Indices
 from pipeline.plan import GenerationPlan, shard_name
+from pipeline.records import disagreement
 from pipeline.store import Store
 
 ROW_GROUP = 64
@@ -98,6 +100,21 @@ def write_table(table: pa.Table, file: BinaryIO) -> None:
     )
 
 
+def lacking_columns(found: pa.Schema, expected: pa.Schema) -> str:
+    """The columns, and their types, of which `found` does not have exactly one; empty if it has all."""
+    places = {field.name: found.get_field_index(field.name) for field in expected}  # -1 for none and for several
+    lacking = [f for f in expected if places[f.name] < 0 or found.field(places[f.name]).type != f.type]
+    return " and ".join(f"{field.name!r} ({field.type})" for field in lacking)
+
+
+def column_with_gaps(table: pa.Table) -> str:
+    """The first column that lacks a value, or a number within a list; empty if none does."""
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if column.null_count or (pa.types.is_fixed_size_list(column.type) and pc.list_flatten(column).null_count):
+            return str(name)
+    return ""
+
+
 class SplatDataset:
     """A generated dataset opened for reading. Raises UserError if there is none at `url`. Can be pickled.
 
@@ -127,19 +144,24 @@ class SplatDataset:
             raise UserError(
                 f"{self.store.url} has the pictures 0-{self.plan.count - 1}; there is no picture {indices.stop - 1}"
             )
-        needed = {s for r in indices.ranges for s in self._shards_of(r)}
-        missing = needed - {record.shard for record in records.committed(self.store)}
-        for record in records.read(self.store) if missing else ():
-            if record.shard in missing and self.store.exists(record.data):
-                size = sum(self.store.sizes(record.data).values())
-                raise UserError(
-                    damaged(self.store, record.data, f"it has {size} bytes, its record says {record.bytes}")
-                )
-        if missing:
-            raise UserError(
-                f"{self.store.url} is not complete: {len(missing)} of {len(needed)} shards needed are missing,"
-                f" the first is {shard_name(min(missing))}; run its generation again, or choose other --indices"
-            )
+        # Ranges, never single numbers: a plan may speak of more shards than memory holds.
+        needed = Indices.joining(self._shards_of(part) for part in indices.ranges)
+        there = {record.shard for record in records.committed(self.store) if record.shard in needed}
+        if len(there) == len(needed):
+            return
+        for record in records.read(self.store):
+            if record.shard not in needed or record.shard in there:
+                continue
+            name = self.plan.data(self.plan.shard(record.shard))
+            if self.store.exists(name):
+                size = sum(self.store.sizes(name).values())
+                reason = disagreement(record, self.plan) or f"it has {size} bytes, its record says {record.bytes}"
+                raise UserError(damaged(self.store, name, reason))
+        first = next(shard for shard in needed if shard not in there)
+        raise UserError(
+            f"{self.store.url} is not complete: {len(needed) - len(there)} of {len(needed)} shards needed are missing,"
+            f" the first is {shard_name(first)}; run its generation again, or choose other --indices"
+        )
 
     def read(self, indices: Indices) -> Iterator[tuple[list[int], Tensor]]:
         """Yield the chosen pictures in order, some at a time: (indices, splat fields float32 [B, H, W, K, P]).
@@ -169,8 +191,7 @@ class SplatDataset:
         """The footer of a shard's file, and the rows at which its row groups start, and end."""
         with self._opened(shard) as (name, file):
             footer = pq.ParquetFile(file).metadata
-            found = footer.schema.to_arrow_schema()
-            if lacking := lacking_columns(found, schema(self.plan)):
+            if lacking := lacking_columns(footer.schema.to_arrow_schema(), schema(self.plan)):
                 raise UserError(f"{self.store.path(name)} is not a shard of splats: it has no column {lacking}")
             groups = [footer.row_group(i).num_rows for i in range(footer.num_row_groups)]
             starts = [0, *itertools.accumulate(groups)]
@@ -188,6 +209,8 @@ class SplatDataset:
             table = parquet.read_row_group(group, columns=schema(self.plan).names)
             if table.column("index").to_pylist() != list(held):
                 raise UserError(damaged(self.store, name, "its column 'index' is not what the plan says"))
+            if gap := column_with_gaps(table):
+                raise UserError(damaged(self.store, name, f"its column {gap!r} has empty places"))
         return held, table
 
     @contextlib.contextmanager
@@ -201,16 +224,10 @@ class SplatDataset:
             raise UserError(
                 f"{self.store.path(name)} is missing: run its generation again, which makes what is missing"
             ) from None
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the disk or the network, not of the contents
             raise UserError(damaged(self.store, name, one_line(error))) from None
-
-
-def lacking_columns(found: pa.Schema, expected: pa.Schema) -> str:
-    """The expected columns that are not found, or of another type; empty if none is."""
-    lacking = [f for f in expected if f.name not in found.names or found.field(f.name).type != f.type]
-    return " and ".join(f"{f.name!r} ({f.type})" for f in lacking)
 
 
 def damaged(store: Store, name: str, reason: str) -> str:

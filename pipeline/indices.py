@@ -29,7 +29,12 @@ class Indices:
     @classmethod
     def of(cls, numbers: Iterable[int]) -> Indices:
         """The set of these numbers, given in any order and any number of times."""
-        return cls(_merge(range(number, number + 1) for number in numbers))
+        return cls.joining(range(number, number + 1) for number in numbers)
+
+    @classmethod
+    def joining(cls, ranges: Iterable[range]) -> Indices:
+        """The set of all numbers of these ranges, none empty, in any order; they may overlap."""
+        return cls(_merge(ranges))
 
     @classmethod
     @functools.lru_cache(maxsize=8)  # a plan asks for every shard
@@ -46,7 +51,7 @@ class Indices:
             if last >= LARGEST:
                 raise UserError(f"the index {last} is too large")
             ranges.append(range(first, last + 1))
-        return cls(_merge(ranges))
+        return cls.joining(ranges)
 
     def __len__(self) -> int:
         return sum(map(len, self.ranges))
@@ -54,6 +59,10 @@ class Indices:
     def __iter__(self) -> Iterator[int]:
         for part in self.ranges:
             yield from part
+
+    def __contains__(self, number: int) -> bool:
+        place = bisect.bisect_right(self.ranges, number, key=lambda part: part.start)
+        return place > 0 and number in self.ranges[place - 1]
 
     def __str__(self) -> str:
         """The shortest text that `parse` reads back as the same set."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import re
 from collections.abc import Collection, Iterator
@@ -179,12 +178,14 @@ class RenderPlan(Plan):
         if self.output in SHARD_FILES:
             return super().files(shard, there)
         # An animation of many pictures has the number of the first.
-        indices = itertools.islice(shard.indices, 1) if self.motion == "pictures" else shard.indices
-        stems = (f"{shard.name}/{index:08d}" for index in indices)
-        if self.output == "dzi":
-            tile = re.compile(rf"(?:{'|'.join(stems)})(?:\.dzi|_files/\d+/\d+_\d+\.{re.escape(self.extension)})")
-            return sorted(filter(tile.fullmatch, there))
-        return [name for name in (f"{stem}.{self.extension}" for stem in stems) if name in there]
+        indices = shard.indices.between(0, 1) if self.motion == "pictures" else shard.indices
+        extension = re.escape(self.extension)
+        endings = rf"\.dzi|_files/\d+/\d+_\d+\.{extension}" if self.output == "dzi" else rf"\.{extension}"
+        file = re.compile(rf"{shard.name}/([0-9]{{8,19}})(?:{endings})")
+        # Names are looked for among the indices, and not the other way: a plan may speak of more than memory holds.
+        numbers = {name: match[1] for name in there if (match := file.fullmatch(name))}
+        found = [name for name, number in numbers.items() if int(number) in indices and number == f"{int(number):08d}"]
+        return sorted(found, key=lambda name: (int(numbers[name]), name))
 
 
 def file_name(index: int, extension: str) -> str:

@@ -9,8 +9,8 @@ other pictures were in the batch. The file explains itself in its schema metadat
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from models.errors import UserError, one_line
 from pipeline.codec import Shape, flat_values, lists
-from pipeline.dataset import METADATA_KEY, SplatDataset, damaged, schema
+from pipeline.dataset import METADATA_KEY, SplatDataset, column_with_gaps, damaged, lacking_columns, schema
 from pipeline.indices import Indices
 from pipeline.plan import GenerationPlan
 from pipeline.store import Store
@@ -44,9 +44,7 @@ class Rollout:
 
 def write(store: Store, plan: GenerationPlan, rollouts: list[Rollout]) -> None:
     """Write the file, replacing an earlier one. The same rollouts give the same bytes."""
-    values = rollouts[0].noisy[0].numel()
-    columns = {**COLUMNS, "noisy": pa.list_(pa.float16(), values)}
-    columns["splats"] = pa.list_(pa.float16(), math.prod(Shape.of(plan).field))
+    columns = _columns(plan, *rollouts[0].noisy.shape[-2:])
     explained = schema(dataclasses.replace(plan, precision="float16")).metadata[METADATA_KEY]
     about = {METADATA_KEY: explained, b"noisy_shape": str(list(rollouts[0].noisy.shape[1:])).encode()}
     table = pa.Table.from_batches([_batch(r, columns) for r in rollouts]).replace_schema_metadata(about)
@@ -74,36 +72,68 @@ def read(source: SplatDataset, indices: Indices) -> Iterator[Rollout]:
     """The kept rollouts of the chosen pictures, in order, one in memory; they must be there, see `require`."""
     plan = source.plan
     for index in indices:
-        with source.store.open(ROLLOUTS) as file:
-            table = pq.read_table(file, filters=pc.field("index") == index).sort_by("step")
+        table, sides = _read(source, index)
         fields = flat_values(table, "splats").astype(np.float32).reshape(table.num_rows, *Shape.of(plan).field)
-        noisy = flat_values(table, "noisy").astype(np.float32).reshape(table.num_rows, 3, *_sides(table))
+        noisy = flat_values(table, "noisy").astype(np.float32).reshape(table.num_rows, 3, *sides)
         yield Rollout(index, table["t"].to_pylist(), torch.from_numpy(noisy), torch.from_numpy(fields))
 
 
 def kept(source: SplatDataset) -> Indices:
     """The pictures whose rollouts were kept; UserError that says how to keep some if there are none."""
-    try:
-        with source.store.open(ROLLOUTS) as file:
-            found = pq.read_table(file, columns=["index"])["index"].to_pylist()
-    except FileNotFoundError:
-        raise UserError(f"{source.store.url} has no {ROLLOUTS}: run its generation again with --keep-rollout") from None
-    except (pa.ArrowInvalid, KeyError) as error:
-        raise UserError(damaged(source.store, ROLLOUTS, one_line(error))) from None
-    return Indices.of(found)
+    table, _ = _read(source)
+    return Indices.of(table["index"].to_pylist())
 
 
 def require(source: SplatDataset, indices: Indices) -> None:
     """Check that the rollouts of these pictures were kept; UserError names those that were."""
     there = kept(source)
-    if lacking := set(indices) - set(there):
+    lacking = next((index for index in indices if index not in there), None)
+    if lacking is not None:
         raise UserError(
-            f"{source.store.path(ROLLOUTS)} has the pictures {there}, not {min(lacking)}: choose other --indices, or"
+            f"{source.store.path(ROLLOUTS)} has the pictures {there}, not {lacking}: choose other --indices, or"
             " generate again with --keep-rollout"
         )
 
 
-def _sides(table: pa.Table) -> tuple[int, int]:
-    """Height and width of the pictures that the network saw, from the file's metadata."""
-    _, height, width = json.loads(table.schema.metadata[b"noisy_shape"])
-    return height, width
+def _columns(plan: GenerationPlan, height: int, width: int) -> dict[str, pa.DataType]:
+    """The types of the columns, for pictures of that size."""
+    splats = pa.list_(pa.float16(), math.prod(Shape.of(plan).field))
+    return {**COLUMNS, "noisy": pa.list_(pa.float16(), 3 * height * width), "splats": splats}
+
+
+def _read(source: SplatDataset, index: int | None = None) -> tuple[pa.Table, tuple[int, int]]:
+    """The indices of all rows, or the steps of one picture in order; and the size of what the network saw.
+
+    UserError if the file is not there or damaged.
+    """
+    try:
+        with source.store.open(ROLLOUTS) as file:
+            found = pq.read_schema(file)
+            height, width = _sides(found)
+            if lacking := lacking_columns(found, pa.schema(list(_columns(source.plan, height, width).items()))):
+                raise ValueError(f"it has no column {lacking}")
+            file.seek(0)
+            if index is None:
+                table = pq.read_table(file, columns=["index"])
+            else:
+                table = pq.read_table(file, columns=[*COLUMNS, "noisy", "splats"], filters=pc.field("index") == index)
+                table = table.sort_by("step")
+        if gap := column_with_gaps(table):
+            raise ValueError(f"its column {gap!r} has empty places")
+        if not table.num_rows or (index is not None and table["step"].to_pylist() != list(range(table.num_rows))):
+            raise ValueError("it lacks steps")
+    except FileNotFoundError:
+        raise UserError(f"{source.store.url} has no {ROLLOUTS}: run its generation again with --keep-rollout") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # of the disk or the network, not of the contents
+        raise UserError(damaged(source.store, ROLLOUTS, one_line(error))) from None
+    return table, (height, width)
+
+
+def _sides(schema: pa.Schema) -> tuple[int, int]:
+    """Height and width of the pictures that the network saw, from the file's metadata; ValueError if not there."""
+    shape = re.fullmatch(rb"\[3, ([0-9]{1,5}), ([0-9]{1,5})\]", (schema.metadata or {}).get(b"noisy_shape", b""))
+    if shape is None:
+        raise ValueError("its metadata do not give the shape of `noisy`")
+    return int(shape[1]), int(shape[2])

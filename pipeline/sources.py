@@ -157,7 +157,7 @@ def _zip_members(fs: Any, path: str) -> tuple[int, Counter[str]]:
     try:
         with fs.open(path, "rb") as handle, zipfile.ZipFile(handle) as archive:
             names = [member.filename for member in archive.infolist() if not member.is_dir()]
-    except (zipfile.BadZipFile, OSError):
+    except Exception:  # as below; `records` says what
         return 1, Counter()
     others = Counter(_suffix(name) for name in names if not _is_picture(name))
     return len(names) - others.total(), others
@@ -169,7 +169,7 @@ def _zip_records(fs: Any, path: str, name: str) -> Iterator[Record]:
             members = [member for member in archive.infolist() if _is_picture(member.filename)]
             for member in sorted(members, key=lambda member: member.filename):
                 yield _zip_record(archive, member, f"{name}/{member.filename}")
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # zipfile raises many kinds for damaged bytes
         yield _broken(name, error)
 
 
@@ -191,9 +191,10 @@ def _parquet_rows(fs: Any, path: str, name: str) -> int:
             schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
     except (pa.ArrowException, OSError):
         return 1
-    if COLUMN not in schema.names:
+    place = schema.get_field_index(COLUMN)  # negative also where there are several
+    if place < 0:
         raise UserError(f"{name} has no column {COLUMN!r}; its columns: {', '.join(schema.names)}")
-    kind = schema.field(COLUMN).type
+    kind = schema.field(place).type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
         kind = kind.field("bytes").type
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):

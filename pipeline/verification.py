@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import ray
 import torch
 
-from models.errors import UserError
+from models.errors import UserError, escaped
 from pipeline import contents, plan_file
 from pipeline.cluster import Cluster, connect
 from pipeline.plan import DATA, GenerationPlan, Plan, RenderPlan, Shard, shard_name
@@ -36,7 +36,7 @@ class Finding:
 
     def __str__(self) -> str:
         # Names of files may hold anything, even line breaks and what a terminal takes for commands.
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in f"{self.path}: {self.reason}")
+        return escaped(f"{self.path}: {self.reason}")
 
 
 @dataclass(frozen=True)

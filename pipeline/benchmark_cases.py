@@ -175,15 +175,21 @@ def _random_pictures(device: torch.device, detailed: float, count: int = 1024) -
     )
 
 
-def _random_lpips(device: torch.device) -> Lpips:
-    """LPIPS of random weights: as slow as trained ones."""
+def random_lpips() -> dict[str, torch.Tensor]:
+    """Random weights as an LPIPS file has them: as slow as trained ones."""
     weights, width_in = {}, 3
     for numbers, width in STAGES:
         for number in numbers:
             weights[f"features.{number}.weight"] = torch.randn(width, width_in, 3, 3) * (2 / (9 * width_in)) ** 0.5
             weights[f"features.{number}.bias"] = torch.zeros(width)
             width_in = width
-    return Lpips(Vgg16(weights), [torch.rand(width) for _, width in STAGES]).to(device).eval()
+    return weights | {f"lin{stage}.weight": torch.rand(width) for stage, (_, width) in enumerate(STAGES)}
+
+
+def _random_lpips(device: torch.device) -> Lpips:
+    weights = random_lpips()
+    heads = [weights.pop(f"lin{stage}.weight") for stage in range(len(STAGES))]
+    return Lpips(Vgg16(weights), heads).to(device).eval()
 
 
 def network(bench: Bench) -> None:

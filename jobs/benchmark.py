@@ -2,6 +2,7 @@
 
     python -m jobs.benchmark --device cpu
     python -m jobs.benchmark --device cuda --out benchmark.json --only draw draw-backward
+    python -m jobs.benchmark --scaling --out scaling.json
 
 Real cats of the bundled weights are drawn. A limit is known for an H100 or H200 only.
 """
@@ -10,10 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,6 +38,8 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "train": cases.training,
     "train-lpips": cases.training_lpips,
 }
+# With --scaling; pipeline.scaling, which has them, imports Ray.
+SCALING = ("train", "generate", "render")
 TUNING = ("tune-forward", "tune-backward", "tune-network")
 
 
@@ -46,7 +52,16 @@ class Options:
 
     only: tuple[str, ...] = ()
     """Some of draw, draw-bytes, draw-backward, network, rollout, generate, read, train, train-lpips; all if not given.
-    On a GPU also tune-forward, tune-backward and tune-network, which try what else the kernels could be."""
+    On a GPU also tune-forward, tune-backward and tune-network, which try what else the kernels could be. With --scaling
+    some of train, generate, render."""
+
+    scaling: bool = False
+    """Measure instead how training, generation and rendering grow from one GPU to all that are visible (by
+    CUDA_VISIBLE_DEVICES), or from one CPU process to two, at the same work and at as much work each. Starts Rays of its
+    own; takes minutes a run."""
+
+    workers: int | None = None
+    """Largest number of GPUs, or CPU processes, of --scaling."""
 
     baseline: bool = True
     """Also measure the same work done eagerly."""
@@ -57,7 +72,11 @@ class Options:
     def __post_init__(self) -> None:
         check_name("device", self.device, ("auto", "cuda", "cpu"))
         for name in self.only:
-            check_name("measurement", name, (*GROUPS, *TUNING))
+            check_name("measurement", name, SCALING if self.scaling else (*GROUPS, *TUNING))
+        if self.workers is not None and not self.scaling:
+            raise UserError("--workers goes with --scaling")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"--workers {self.workers}: give a number of at least 1")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device cuda: torch finds no GPU here; use --device cpu")
         if self.device == "cpu" or not torch.cuda.is_available():
@@ -71,6 +90,9 @@ class Options:
 def main(options: Options) -> None:
     """Measure, print the table, write the JSON."""
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if options.scaling:
+        scale(options, device)
+        return
     bench = Bench(device, options.baseline, report=lambda text: print(text, flush=True))
     machine = about(device)
     if bench.cuda:
@@ -78,10 +100,41 @@ def main(options: Options) -> None:
     for name in options.only or GROUPS:
         measurement(name)(bench)
         if options.out is not None:  # after each, so that a run that is cut short leaves what it has
-            report = {"machine": machine, "rows": [dataclasses.asdict(row) for row in bench.rows]}
-            Path(options.out).write_text(json.dumps(report, indent=2) + "\n")
+            write(options.out, machine, bench.rows)
+    show(machine, [HEADER, *map(line, bench.rows)])
+
+
+def scale(options: Options, device: str) -> None:
+    """Measure what --scaling says; print the table, write the JSON."""
+    from pipeline import scaling, scaling_cases
+
+    cuda = device == "cuda"
+    units = torch.cuda.device_count() if cuda else len(os.sched_getaffinity(0))
+    largest = options.workers or (units if cuda else min(2, units))
+    if cuda and largest > units:
+        raise UserError(f"--workers {largest} need a GPU each; this machine has {units}")
+    machine = about(device) | {"ray": version("ray"), "gpus" if cuda else "cpus": units}
+    rows: list[scaling.Row] = []
+    extent = scaling_cases.GPU if cuda else scaling_cases.CPU
+    for row in scaling.measure(options.only or SCALING, largest, extent, cuda=cuda):
+        rows.append(row)
+        print(scaling.line(row), flush=True)
+        if options.out is not None:
+            write(options.out, machine, rows)
+    rows.sort(key=lambda row: SCALING.index(row.work))
+    show(machine, [scaling.HEADER, *map(scaling.line, rows)])
+
+
+def write(path: str, machine: Mapping[str, str | int], rows: Sequence[Any]) -> None:
+    """The figures so far, as JSON."""
+    report = {"machine": machine, "rows": [dataclasses.asdict(row) for row in rows]}
+    Path(path).write_text(json.dumps(report, indent=2) + "\n")
+
+
+def show(machine: Mapping[str, str | int], table: Sequence[str]) -> None:
+    """Print the machine and the table."""
     print("\n" + ", ".join(f"{key} {value}" for key, value in machine.items()) + "\n")
-    print("\n".join([HEADER, *map(line, bench.rows)]))
+    print("\n".join(table))
 
 
 def measurement(name: str) -> Callable[[Bench], None]:

@@ -35,7 +35,8 @@ SIDE = 512
 def generate(bench: Bench) -> None:
     """Noise to committed Parquet files, in as many processes as bulk generation gives one GPU or one CPU core."""
     batch, size, shards = (2048, 4096, 16) if bench.cuda else (4, 4, 3)
-    plan = _plan(count=max(size * shards, COMPILED_PICTURES), size=size, batch=batch, steps=16 if bench.cuda else 4)
+    weights, steps = checkpoint.read(checkpoint.PRETRAINED), 16 if bench.cuda else 4
+    plan = bulk_plan(weights, count=max(size * shards, COMPILED_PICTURES), size=size, batch=batch, steps=steps)
     processes = PROCESSES if bench.cuda else 1
     with _folder() as folder:
         start = multiprocessing.get_context("spawn")
@@ -77,7 +78,8 @@ def _work(
 def read(bench: Bench) -> None:
     """Stored splats to JPEG pictures: read, drawn as bytes, encoded on every core."""
     count = 512 if bench.cuda else 4
-    plan = _plan(count=count, size=count, batch=count if bench.cuda else 4, steps=4)
+    weights = checkpoint.read(checkpoint.PRETRAINED)
+    plan = bulk_plan(weights, count=count, size=count, batch=count if bench.cuda else 4, steps=4)
     with _folder() as folder:
         store = Store(folder)
         plan_file.claim(store, plan)
@@ -110,11 +112,11 @@ def _jpeg(picture: np.ndarray) -> bytes:
     return encode_jpeg(Picture({}, [picture]), 90)
 
 
-def _plan(*, count: int, size: int, batch: int, steps: int) -> GenerationPlan:
-    """A plan for the bundled weights."""
+def bulk_plan(weights: bytes, *, count: int, size: int, batch: int, steps: int) -> GenerationPlan:
+    """The plan of bulk generation with some weights, in shards of `size`."""
     return plan_for(
-        checkpoint.read(checkpoint.PRETRAINED),
-        "bundled",
+        weights,
+        "to measure with",
         count=count,
         shard_size=size,
         seed=0,

@@ -116,9 +116,9 @@ class Options:
         check_numbers(self, "decay", "augment", least=0, most=1)
         check_numbers(self, "jitter", least=0, most=32)
         if not 0 <= self.dropout < 1:
-            raise UserError(f"--dropout {self.dropout} is not possible; give a share from 0 to below 1")
+            raise UserError(f"--dropout {self.dropout}: give a share from 0 to below 1")
         if self.distil not in (0, 1, 2, 4, 8):
-            raise UserError(f"--distil {self.distil} is not possible; give 1, 2, 4 or 8 calls, or 0 for no student")
+            raise UserError(f"--distil {self.distil}: give 1, 2, 4 or 8 calls, or 0 for no student")
         if not self.ema_widths or not all(0 < width < 0.28 for width in self.ema_widths):
             raise UserError(f"--ema-widths {self.ema_widths}: give one or more numbers above 0 and below 0.28")
         if self.batch % self.workers:

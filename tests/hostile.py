@@ -179,7 +179,7 @@ def altered_table(draw: st.DrawFn, tables: Sequence[pa.Table]) -> pa.Table:
             table = table.replace_schema_metadata({**(table.schema.metadata or {}), key: draw(st.binary(max_size=20))})
         elif change == "value" and pa.types.is_integer(column.type) and table.num_rows:
             values = column.to_pylist()
-            values[-1] = draw(st.sampled_from([-1, 0, 2**31 - 1, -(2**31)]))
+            values[-1] = draw(st.sampled_from([0, 1, 9, 127]))
             table = table.set_column(place, name, pa.array(values, column.type))
     return table
 

@@ -345,6 +345,7 @@ def try_commands(command: tuple[type, Callable, dict[str, list[str]]], number: i
 
 
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.filterwarnings("ignore")  # Pillow of odd metadata
 def test_files_are_read_or_refused_in_one_line(name: str, targets: dict[str, Target], ground: Path) -> None:
     try_files(targets[name], 12, ground)
 
@@ -358,6 +359,7 @@ def test_command_lines_are_taken_or_refused_in_one_line(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
+@pytest.mark.filterwarnings("ignore")  # Pillow of odd metadata
 def test_ten_thousand_files(name: str, targets: dict[str, Target], ground: Path) -> None:
     try_files(targets[name], EACH, ground)
 
@@ -460,3 +462,8 @@ def test_what_was_found_once(example: str, targets: dict[str, Target], ground: P
 def test_a_name_with_a_line_break_stays_in_its_line(ground: Path) -> None:
     line = ["--out", str(ground / "x"), "--count", "1", "--weights", "one\ntwo\x1b[2J"]
     assert "one two\\x1b[2J" in outcome(generate.Options, generate.main, line, ground)
+
+
+def test_a_shape_of_no_end_is_refused_before_anything_is_written(ground: Path, prepared_cats: str) -> None:
+    line = ["--photos", prepared_cats, "--out", str(ground / "run"), "--steps", "1", "--width", str(24 * 10**6)]
+    assert "width is 24000000, not a whole number" in outcome(train.Options, train.main, line, ground)

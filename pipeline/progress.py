@@ -41,7 +41,8 @@ class Progress:
         return self.new_pictures / max(time.monotonic() - self.started, 1e-9)
 
     def __str__(self) -> str:
-        rate, left = self.rate, self.total_pictures - self.pictures
+        # Shards that are found to be bad have no pictures: when all are done, nothing is left.
+        rate, left = self.rate, self.total_pictures - self.pictures if self.done < self.shards else 0
         eta = duration(left / rate) if rate else "-" if left else "0s"
         return (
             f"shards {self.done:,}/{self.shards:,}  {self.pictures:,} pictures  "

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -99,7 +102,8 @@ class Store:
     def open(self, name: str, *, buffered: bool = True) -> BinaryIO:
         """Open a file for reading at random positions. Not buffered, a remote one is asked for what is read alone."""
         with self._answering(name):
-            return self._fs.open(self._full(name), "rb", **({} if buffered else {"cache_type": "none"}))
+            file = self._fs.open(self._full(name), "rb", **({} if buffered else {"cache_type": "none"}))
+        return file if self._local else cast(BinaryIO, _Remote(file, partial(self._answering, name)))
 
     def modified(self, name: str) -> float:
         """When a file was last written, in seconds since 1970, by the clock of the store."""
@@ -190,6 +194,33 @@ class Store:
     def measure(self, names: Iterable[str]) -> tuple[int, str]:
         """The number of bytes and the SHA-256 of files, joined in the order given. OSError if one is not there."""
         return _measure(map(self.open, names))
+
+
+class _Remote(io.RawIOBase):
+    """A remote file to read, within `answering`: a store that fails to answer is never taken for damaged contents."""
+
+    def __init__(self, file: Any, answering: Callable[[], AbstractContextManager[None]]) -> None:
+        self._file, self._answering = file, answering
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        with self._answering():
+            return self._file.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _measure(files: Iterable[BinaryIO]) -> tuple[int, str]:

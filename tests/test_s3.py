@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,10 @@ from jobs import cli, prepare, render, status, verify
 from jobs import generate as generate_job
 from models.errors import UserError
 from pipeline import plan_file
+from pipeline.contents import check_pictures, check_splats
+from pipeline.dataset import SplatDataset
 from pipeline.plan import Plan
+from pipeline.rendering import render_shard
 from pipeline.store import Store
 
 ERROR = b"<Error><Code>%s</Code><Message>We are %s.</Message></Error>"
@@ -32,18 +37,19 @@ ERROR = b"<Error><Code>%s</Code><Message>We are %s.</Message></Error>"
 
 @dataclass
 class S3:
-    """The server as a WSGI application: the real one behind faults, each for so many PUTs whose path matches."""
+    """The server as a WSGI application: the real one behind faults, each for so many matching requests."""
 
     app: Callable[..., Any] = field(default_factory=lambda: DomainDispatcherApplication(create_backend_app))
-    faults: list[tuple[str, str, int]] = field(default_factory=list)  # (pattern, what happens, how many times)
+    # (pattern of "METHOD /bucket/name", what happens, how many times)
+    faults: list[tuple[str, str, int]] = field(default_factory=list)
     hit: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        fault = self._next(environ["PATH_INFO"]) if environ["REQUEST_METHOD"] == "PUT" else ""
+        fault = self._next(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
         if not fault:
             return self.app(environ, start_response)
-        length = int(environ["CONTENT_LENGTH"])
+        length = int(environ.get("CONTENT_LENGTH") or 0)
         if fault == "stored, but 500":
             list(self.app(environ, lambda *_: None))
         elif fault == "cut off":
@@ -57,12 +63,12 @@ class S3:
         start_response(code, [("Content-Type", "application/xml")])
         return [ERROR % (name, b"sorry")]
 
-    def _next(self, path: str) -> str:
+    def _next(self, request: str) -> str:
         with self.lock:
             for place, (pattern, fault, times) in enumerate(self.faults):
-                if times and re.search(pattern, path):
+                if times and re.match(pattern, request):
                     self.faults[place] = (pattern, fault, times - 1)
-                    self.hit.append(path)
+                    self.hit.append(request)
                     return fault
         return ""
 
@@ -126,7 +132,7 @@ def test_a_put_that_fails_is_tried_again_or_one_clear_error_and_the_rerun_comple
     clean, url = "s3://cats/clean", f"s3://cats/{fault}/{where}".replace(" ", "-").replace(",", "")
     run(SPLATS, clean)
     whole = objects(clean)
-    s3.faults = [(f"{url[10:]}.*{where}", fault, 1)]
+    s3.faults = [(f"PUT .*{url[10:]}.*{where}", fault, 1)]
     if fault == "403":  # not worth another try
         with pytest.raises((OSError, UserError), match=f"sorry|{where}") as caught:
             run(SPLATS, url)
@@ -135,7 +141,7 @@ def test_a_put_that_fails_is_tried_again_or_one_clear_error_and_the_rerun_comple
         run(SPLATS, url)
         assert objects(url) == whole
     assert len(s3.hit) == 1
-    s3.faults = [(f"{url[10:]}x.*{where}", fault, 1000)]
+    s3.faults = [(f"PUT .*{url[10:]}x.*{where}", fault, 1000)]
     with pytest.raises((OSError, UserError)) as caught:
         run(SPLATS, url + "x")
     assert cli.describe(caught.value).count(url + "x") == 1
@@ -153,7 +159,10 @@ def test_generated_verified_repaired_and_drawn_in_an_object_store(
 ) -> None:
     local, url = tmp_path / "splats", "s3://cats/bulk/splats"
     assert generate(*arguments(local, tiny_weights)) == 0
-    s3.faults = [("bulk/splats/data/shard-00001", "500", 3), ("bulk/splats/_stats/shard-00002", "stored, but 500", 3)]
+    s3.faults = [
+        ("PUT .*bulk/splats/data/shard-00001", "500", 3),
+        ("PUT .*bulk/splats/_stats/shard-00002", "stored, but 500", 3),
+    ]
     in_store = [*arguments(tmp_path, tiny_weights)[2:], "--out", url]
     assert generate(*in_store) == 0
     assert len(s3.hit) == 6
@@ -190,6 +199,65 @@ def test_generated_verified_repaired_and_drawn_in_an_object_store(
     options = ["--splats", url, "--out", "s3://cats/bulk/pictures", "--size", "16", "--indices", "0-3"]
     assert cli.run(render.Options, render.main, options) == 0
     assert check("s3://cats/bulk/pictures") == 0
+
+
+FORMS = {"float16": {}, "parquet": {}, "webdataset": {}, "files": {}, "tiff": {"size": "600"}}
+SILENCES = [(form, fault) for form in FORMS for fault in ("500", "cut off") if (form, fault) != ("webdataset", "500")]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("form", "fault"),
+    [
+        ("webdataset", "500"),
+        # The clients try for more than a minute, so a single time.
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("webdataset", "time-out"), *SILENCES]),
+    ],
+)
+def test_a_store_that_fails_to_answer_is_no_damage(s3: S3, splats: Path, form: str, fault: str) -> None:
+    source, store = SplatDataset(str(splats)), Store(f"s3://cats/unread-{form}-{fault.replace(' ', '-')}")
+    if form == "float16":
+        plan: Plan = source.plan
+        shard = plan.shard(0)
+        store.write(plan.data(shard), source.store.read(plan.data(shard)))
+        store.write("plan.json", source.store.read("plan.json"))
+        check = partial(check_splats, store, plan, shard)
+    else:
+        options = {"size": "40", **FORMS[form]}
+        plan = render.make_plan(render.Options(str(splats), "", indices="0", format=form, **options), source)
+        shard = plan.shard(0)
+        render_shard(source, plan, shard, store, "cpu", 1)
+        check = partial(check_pictures, store, plan, shard)
+    check()
+    s3.faults = [(r"GET .*/unread-.*shard-00000", fault, 1000)]
+    with pytest.raises(OSError, match=f"{store.url}/.*shard-00000") as caught:
+        check()
+    assert caught.value.errno == errno.EIO
+    s3.faults = []
+    check()
+
+
+@pytest.mark.slow
+def test_nothing_is_repaired_where_the_store_fails_to_answer(
+    s3: S3, ray_cluster, tiny_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    url = "s3://cats/silent"
+    assert generate(*arguments(tmp_path, tiny_weights)[2:], "--out", url) == 0
+    Store(url).remove("_stats/shard-00002.json")
+    whole = objects(url)
+    s3.faults = [("GET .*silent/data/shard-00001", "500", 1000)]
+    capsys.readouterr()
+    assert check(url, "--repair") == 1
+    said = capsys.readouterr()
+    assert f"{url}/data/shard-00002.parquet: data without a record" in said.out
+    assert "1 of 6 shards failed" in said.err
+    assert f"{url}/data/shard-00001.parquet" in said.err
+    assert "sorry" in said.err
+    assert said.err.count("\n") == 1
+    s3.faults = []
+    assert objects(url) == whole
+    assert check(url, "--repair") == 1
+    assert "removed 1 bad shards" in capsys.readouterr().err
 
 
 def in_url(url: str) -> dict[str, bytes]:

@@ -102,6 +102,7 @@ def test_every_kind_of_damage_is_found_once_repaired_and_made_again(splats, tiny
         f"{len(whole['data/shard-00003.parquet'])}",
         "data/shard-00004.parquet: does not belong here",
     ]
+    assert "shards 4/4  0 pictures  0.0/s  eta 0s" in said.out
     assert said.err.count("\n") == 1
     assert "7 findings; removed 4 bad shards" in said.err
     assert not list(out.glob("data/shard-0000[0-3].parquet"))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.errors import UserError
 from models.features import FeatureNetwork, Features
-from pipeline.evaluation import evaluate
+from pipeline.evaluation.fidelity import evaluate
 
 
 class BlockMeans(FeatureNetwork):

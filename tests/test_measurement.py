@@ -17,13 +17,13 @@ from test_evaluation import BlockMeans
 from jobs import cli, evaluate, generate
 from models.measures import border_ratio
 from models.rasterize import rasterize, to_uint8
-from pipeline import report
-from pipeline.closeups import LARGE
-from pipeline.dataset import SplatDataset
-from pipeline.indices import Indices
-from pipeline.measurement import Extent, Weighed, measure
-from pipeline.pictures import Photographs, Source, load_photographs
-from pipeline.report_page import render_page
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.evaluation import report
+from pipeline.evaluation.closeups import LARGE
+from pipeline.evaluation.measurement import Extent, Weighed, measure
+from pipeline.evaluation.page import render_page
+from pipeline.evaluation.pictures import Photographs, Source, load_photographs
 
 COUNT = 70
 

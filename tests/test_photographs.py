@@ -22,8 +22,8 @@ from PIL import Image
 
 from jobs import prepare as job
 from jobs.cli import run
-from pipeline import photos, prepared
-from pipeline.preparation import prepare
+from pipeline.photographs import photo, prepared
+from pipeline.photographs.preparation import prepare
 
 CATS = Path(__file__).parent / "photos"
 FILES = sorted(CATS.glob("*.jpg"))
@@ -129,7 +129,7 @@ def test_exif_rotation_box_and_cap(tmp_path: Path) -> None:
 def test_area_reduction_is_exact() -> None:
     picture = noise(72)
     source = np.asarray(picture, dtype=np.float64)
-    reduced = np.asarray(photos.reduce_area(picture, 64))
+    reduced = np.asarray(photo.reduce_area(picture, 64))
     # 72 / 64 = 9 / 8: repeat every pixel eightfold and average nine by nine.
     fine = source.repeat(8, axis=0).repeat(8, axis=1)
     np.testing.assert_array_equal(reduced, np.floor(fine.reshape(64, 9, 64, 9, 3).mean((1, 3)) + 0.5))
@@ -151,7 +151,7 @@ def test_modes_become_rgb(mode: str) -> None:
     else:
         picture = grey.convert(mode)
     data = encoded(picture, "TIFF" if mode in ("CMYK", "YCbCr") else "PNG")
-    decoded = np.asarray(photos.decode(data)).astype(int)
+    decoded = np.asarray(photo.decode(data)).astype(int)
     assert decoded.shape == (64, 64, 3)
     assert (decoded[:, :32] <= 2).all()
     assert (decoded[:, 32:] >= 253).all()

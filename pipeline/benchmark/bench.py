@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models import checkpoint, sampler
 from models.denoiser import Denoiser
-from pipeline.benchmark_baseline import EagerDenoiser
+from pipeline.benchmark.baseline import EagerDenoiser
 
 # A measurement repeats its work until both are reached, but once only where a call takes longer than LONG_CALL.
 MIN_REPEATS, MIN_SECONDS, LONG_CALL = {"cuda": 10, "cpu": 3}, 1.0, 3.0

@@ -19,13 +19,13 @@ from models.perceptual import Lpips, random_weights
 from models.rasterize import rasterize
 from models.sampler import SOLVERS
 from models.vgg import STAGES, Vgg16
-from pipeline.batches import Pictures, make_batch
-from pipeline.benchmark import BACKWARD_CALLS, FORWARD_CALLS, MATRIX_FLOPS, SPECIAL_FUNCTIONS, Bench, Row
-from pipeline.benchmark_baseline import EagerDenoiser, eager_draw
-from pipeline.recipe import Budget, Recipe
-from pipeline.trainer import train
-from pipeline.training_set import TrainingSet
-from pipeline.training_state import State
+from pipeline.benchmark.baseline import EagerDenoiser, eager_draw
+from pipeline.benchmark.bench import BACKWARD_CALLS, FORWARD_CALLS, MATRIX_FLOPS, SPECIAL_FUNCTIONS, Bench, Row
+from pipeline.training.batches import Pictures, make_batch
+from pipeline.training.recipe import Budget, Recipe
+from pipeline.training.state import State
+from pipeline.training.trainer import train
+from pipeline.training.training_set import TrainingSet
 
 # Side in pixels: pictures at once, on a GPU and on a CPU.
 SIZES = {64: (4096, 8), 128: (1024, 2), 256: (256, 1), 512: (64, 1), 1024: (16, 1), 2048: (4, 1), 4096: (1, 1)}

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import UserError
-from pipeline.cluster import connect
-from pipeline.scaling_cases import WORKS, Bench, Extent
+from pipeline.benchmark.scaling_cases import WORKS, Bench, Extent
+from pipeline.execution.cluster import connect
 
 
 @dataclass(frozen=True)

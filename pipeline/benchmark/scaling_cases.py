@@ -19,17 +19,19 @@ from safetensors.torch import save_file
 from models import checkpoint
 from models.denoiser import DenoiserConfig
 from models.perceptual import random_weights
-from pipeline import generation, rendering, training
-from pipeline.benchmark_storage import bulk_plan
-from pipeline.cluster import Cluster
-from pipeline.dataset import SplatDataset
-from pipeline.indices import Indices
-from pipeline.plan import RenderPlan
-from pipeline.preparation import prepare
-from pipeline.press import balance
-from pipeline.recipe import Budget, Recipe
-from pipeline.records import Record, committed
-from pipeline.store import Store
+from pipeline.benchmark.storage import bulk_plan
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import RenderPlan
+from pipeline.datasets.records import Record, committed
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.execution.cluster import Cluster
+from pipeline.generation import generator
+from pipeline.photographs.preparation import prepare
+from pipeline.rendering import renderer
+from pipeline.rendering.press import balance
+from pipeline.storage.store import Store
+from pipeline.training import distributed
+from pipeline.training.recipe import Budget, Recipe
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Bench:
         weights = self.extent.weights.read_bytes()
         count = self.extent.drawn * self.largest
         plan = bulk_plan(weights, count=count, size=max(1, count // 64), batch=self.extent.batch, steps=4)
-        generation.generate(plan, weights, Store(out), device=self.device)
+        generator.generate(plan, weights, Store(out), device=self.device)
         return SplatDataset(out)
 
     def photographs(self) -> str:
@@ -133,9 +135,9 @@ def generate(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
     weights, store = extent.weights.read_bytes(), Store(bench.new_folder())
     count = extent.generated * times
     plan = bulk_plan(weights, count=count, size=extent.generated_shard, batch=extent.batch, steps=extent.calls)
-    workers = bench.workers(units, generation.GPUS_PER_WORKER)
+    workers = bench.workers(units, generator.GPUS_PER_WORKER)
     begun = time.monotonic()
-    generation.generate(plan, weights, store, workers=workers, device=bench.device)
+    generator.generate(plan, weights, store, workers=workers, device=bench.device)
     return Run(count, steady_rate(committed(store), workers), time.monotonic() - begun)
 
 
@@ -159,9 +161,9 @@ def render(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
         quality=90,
         threads=1,
     )
-    workers = bench.workers(units, rendering.GPUS_PER_WORKER)
+    workers = bench.workers(units, renderer.GPUS_PER_WORKER)
     begun = time.monotonic()
-    summary = rendering.render(source, plan, store, workers=workers, device=bench.device)
+    summary = renderer.render(source, plan, store, workers=workers, device=bench.device)
     seconds = time.monotonic() - begun
     return Run(count, steady_rate(committed(store), workers), seconds, balance(summary.timings))
 
@@ -170,8 +172,8 @@ def train(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
     """As jobs.train, data-parallel; the rate is that of all reports but the first, which holds the compilation."""
     photos, lpips = bench.photographs(), bench.lpips()
     extent, out = bench.extent, bench.new_folder()
-    training.claim(out)
-    settings = training.Run(
+    distributed.claim(out)
+    settings = distributed.Run(
         photos=photos,
         out=out,
         recipe=Recipe(model=extent.model, batch=extent.trained * times, lpips=lpips is not None),
@@ -181,7 +183,7 @@ def train(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
         lpips=lpips,
     )
     begun = time.monotonic()
-    training.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(units, 1))
+    distributed.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(units, 1))
     seconds = time.monotonic() - begun
     warm = json.loads(Path(out, "history.json").read_text())[1:]
     rate = len(warm) / sum(1 / entry["pictures_per_second"] for entry in warm)

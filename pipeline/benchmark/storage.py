@@ -16,16 +16,16 @@ import torch
 
 from models import checkpoint
 from models.rasterize import rasterize, to_uint8
-from pipeline import plan_file
-from pipeline.benchmark import Bench, Row
-from pipeline.benchmark_baseline import eager_draw
-from pipeline.dataset import SplatDataset, write_table
-from pipeline.encoders import Picture, encode_jpeg
-from pipeline.indices import Indices
-from pipeline.parallel import ordered
-from pipeline.plan import GenerationPlan
-from pipeline.sampling import COMPILED_PICTURES, generate_shard, plan_for, prepare
-from pipeline.store import Store
+from pipeline.benchmark.baseline import eager_draw
+from pipeline.benchmark.bench import Bench, Row
+from pipeline.datasets import plan_file
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import GenerationPlan
+from pipeline.datasets.splat_dataset import SplatDataset, write_table
+from pipeline.execution.threads import ordered
+from pipeline.generation.sampling import COMPILED_PICTURES, generate_shard, plan_for, prepare
+from pipeline.rendering.encoders import Picture, encode_jpeg
+from pipeline.storage.store import Store
 
 # Processes of one GPU, as bulk generation has them.
 PROCESSES = 2

@@ -8,7 +8,7 @@ import torch
 
 from models import checkpoint, kernels, rasterize_triton, sampler
 from models.rasterize import rasterize
-from pipeline.benchmark import Bench
+from pipeline.benchmark.bench import Bench
 
 # Pixel rows, columns, splats at once of a warp's tile.
 TILES = {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from models.splats import LIMITS, MEANINGS, PARAMETERS
-from pipeline.codec import CODECS, Shape
-from pipeline.dataset import FORMULAS, layout, schema
-from pipeline.plan import GenerationPlan, Plan, RenderPlan
-from pipeline.production import Summary
-from pipeline.sinks import FORMATS
+from pipeline.datasets.codec import CODECS, Shape
+from pipeline.datasets.plan import GenerationPlan, Plan, RenderPlan
+from pipeline.datasets.splat_dataset import FORMULAS, layout, schema
+from pipeline.execution.production import Summary
+from pipeline.rendering.sinks import FORMATS
 
 _TERMS = "Pictures made by a model inherit the terms of its weights: see the model card of the weights.\n"
 _SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from models.splats import LIMITS, PARAMETERS
-from pipeline.plan import GenerationPlan
+from pipeline.datasets.plan import GenerationPlan
 
 # Such that rounding each parameter costs a picture about the same, 59 to 60 dB: measured by drawing fields with one
 # parameter rounded at a time. Scales are rounded as logarithms.

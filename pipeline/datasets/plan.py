@@ -1,6 +1,6 @@
 """The frozen plan of a dataset: what it will hold, in which shards and files, and everything that decides its bytes.
 
-How fast the work is done (workers, kind of device, machines) is not part of a plan. `pipeline.plan_file` keeps plans.
+How fast the work is done (workers, kind of device, machines) is not part of a plan. `plan_file` keeps plans.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from pipeline.indices import LARGEST, Indices
+from pipeline.datasets.indices import LARGEST, Indices
 
 FORMAT_VERSION = 1
 CODE_VERSION = "0.1.0"
@@ -121,7 +121,7 @@ class GenerationPlan(Plan):
     splats_per_patch: int
     kernel: str
     neighbourhood: int
-    precision: str = "float16"  # how splats are stored, one of pipeline.codec.CODECS
+    precision: str = "float16"  # how splats are stored, one of pipeline.datasets.codec.CODECS
     between: str = ""  # "a,b": picture i is i / (count - 1) of the way from the noise of picture a to that of picture b
 
     @property

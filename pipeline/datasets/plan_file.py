@@ -11,9 +11,9 @@ import json
 from typing import TypeVar
 
 from models.errors import UserError
-from pipeline.indices import LARGEST
-from pipeline.plan import CODE_VERSION, FORMAT_VERSION, GenerationPlan, Plan, RenderPlan
-from pipeline.store import Store, writing
+from pipeline.datasets.indices import LARGEST
+from pipeline.datasets.plan import CODE_VERSION, FORMAT_VERSION, GenerationPlan, Plan, RenderPlan
+from pipeline.storage.store import Store, writing
 
 PLAN_FILE = "plan.json"
 

@@ -21,11 +21,11 @@ from torch import Tensor
 
 from models.errors import UserError
 from models.rasterize import VIEWS, WHOLE, Region, rasterize, to_uint8
-from pipeline import records
-from pipeline.codec import Shape
-from pipeline.dataset import SplatDataset
-from pipeline.indices import Indices
-from pipeline.plan import GenerationPlan
+from pipeline.datasets import records
+from pipeline.datasets.codec import Shape
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import GenerationPlan
+from pipeline.datasets.splat_dataset import SplatDataset
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,10 +14,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from pipeline import plan_file
-from pipeline.plan import DATA, Plan, shard_name
-from pipeline.plan_file import PLAN_FILE
-from pipeline.store import Store
+from pipeline.datasets import plan_file
+from pipeline.datasets.plan import DATA, Plan, shard_name
+from pipeline.datasets.plan_file import PLAN_FILE
+from pipeline.storage.store import Store
 
 RECORDS = "_stats"
 # Read in one go: an object store answers them concurrently.

@@ -22,11 +22,18 @@ import torch
 from torch import Tensor
 
 from models.errors import UserError, one_line
-from pipeline.codec import Shape, flat_values, lists
-from pipeline.dataset import METADATA_KEY, SplatDataset, column_with_gaps, damaged, lacking_columns, schema
-from pipeline.indices import Indices
-from pipeline.plan import GenerationPlan
-from pipeline.store import Store
+from pipeline.datasets.codec import Shape, flat_values, lists
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import GenerationPlan
+from pipeline.datasets.splat_dataset import (
+    METADATA_KEY,
+    SplatDataset,
+    column_with_gaps,
+    damaged,
+    lacking_columns,
+    schema,
+)
+from pipeline.storage.store import Store
 
 ROLLOUTS = "rollout.parquet"
 COLUMNS = {"index": pa.int64(), "step": pa.int32(), "t": pa.float32()}

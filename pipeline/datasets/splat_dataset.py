@@ -1,6 +1,6 @@
 """Splats in Parquet: the schema with its explanation, splat fields to tables, and reading any of them back.
 
-Columns: `index`, and those of the plan's precision (see `pipeline.codec`). A row group is small, so that one picture
+Columns: `index`, and those of the plan's precision (see `codec`). A row group is small, so that one picture
 is a small read; pages carry checksums, so that a flipped bit is an error and not a strange cat.
 """
 
@@ -23,12 +23,12 @@ from torch import Tensor
 
 from models.errors import UserError, check_name, one_line
 from models.splats import LIMITS, MEANINGS, PARAMETERS
-from pipeline import plan_file, records
-from pipeline.codec import CODECS, Shape
-from pipeline.indices import Indices
-from pipeline.plan import GenerationPlan, shard_name
-from pipeline.records import disagreement
-from pipeline.store import Store
+from pipeline.datasets import plan_file, records
+from pipeline.datasets.codec import CODECS, Shape
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import GenerationPlan, shard_name
+from pipeline.datasets.records import disagreement
+from pipeline.storage.store import Store
 
 ROW_GROUP = 64
 # About 10 KB each; and 1 MB each or less.

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from models.measures import border_ratio, psnr
 from models.rasterize import rasterize, to_uint8
-from pipeline.dataset import SplatDataset
-from pipeline.evaluation import SIDE
-from pipeline.indices import Indices
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.evaluation.fidelity import SIDE
 
 LARGE, HUGE = 256, 512
 # At most so many pixels of one size are floating point numbers at once.

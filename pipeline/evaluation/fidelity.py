@@ -1,6 +1,6 @@
 """How near generated pictures are to photographs, always beside how near photographs are to each other.
 
-Everything here is plain functions on one device. `pipeline.measurement` runs the same on Ray and adds what only
+Everything here is plain functions on one device. `measurement` runs the same on Ray and adds what only
 splats allow; `evaluate` is the whole of it for arrays, without Ray.
 """
 

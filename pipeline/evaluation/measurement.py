@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 
 from models.features import FeatureNetwork
-from pipeline import closeups, evaluation
-from pipeline.closeups import LARGE, Closeups, borders, spread
-from pipeline.cluster import connect
-from pipeline.dataset import SplatDataset
-from pipeline.evaluation import BATCH, SIDE, Comparison, Seen
-from pipeline.indices import Indices
-from pipeline.patches import weigh_patches
-from pipeline.pictures import Chunk, Photographs, Source
-from pipeline.progress import Ticker
-from pipeline.tasks import Pool
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.evaluation import closeups, fidelity
+from pipeline.evaluation.closeups import LARGE, Closeups, borders, spread
+from pipeline.evaluation.fidelity import BATCH, SIDE, Comparison, Seen
+from pipeline.evaluation.patches import weigh_patches
+from pipeline.evaluation.pictures import Chunk, Photographs, Source
+from pipeline.execution.cluster import connect
+from pipeline.execution.progress import Ticker
+from pipeline.execution.tasks import Pool
 
 # Pictures a task.
 CHUNK, CLOSEUP_CHUNK = 500, 2
@@ -60,7 +60,7 @@ def measure(
 ) -> list[Weighed]:
     """Weigh every source against the photographs, of which up to twice `extent.patches` at 256 px are used.
 
-    Figures of a set: `pictures`, `count`, `networks` (see `evaluation.compare`), `borders` by size as {"generated",
+    Figures of a set: `pictures`, `count`, `networks` (see `fidelity.compare`), `borders` by size as {"generated",
     "photographs"}, `consistency`, and `patches` by network (see `patches.compare_patches`); None for what pictures
     that are no splats, or photographs that are not large, do not allow.
 
@@ -68,8 +68,8 @@ def measure(
     of either kind, before any work, and as `Pool.map` does.
     """
     num_real = len(photographs.training) + len(photographs.heldout)
-    evaluation.check_pictures(photographs.training[:0], photographs.training, photographs.heldout)
-    counts = [evaluation.num_compared(source.count, num_real, networks) for source in sources]
+    fidelity.check_pictures(photographs.training[:0], photographs.training, photographs.heldout)
+    counts = [fidelity.num_compared(source.count, num_real, networks) for source in sources]
     with connect() as cluster:
         pool = Pool.on(cluster, workers=workers, device=device, stall_seconds=stall_seconds)
         weighed = _look_and_compare(sources, photographs, networks, pool, extent.batch)
@@ -132,13 +132,13 @@ def _look(
 ) -> tuple[np.ndarray, dict[str, Seen]]:
     pictures = chunk if isinstance(chunk, np.ndarray) else closeups.drawn_uint8(closeups.drawing(*chunk, device), SIDE)
     return pictures, {
-        name: evaluation.look(network, pictures, mirrored=mirrored, device=device, batch=batch).to("cpu")
+        name: fidelity.look(network, pictures, mirrored=mirrored, device=device, batch=batch).to("cpu")
         for name, network in networks.items()
     }
 
 
 def _compare(sets: list[Seen], training: Seen, heldout: Seen, device: str) -> list[Comparison]:
-    return evaluation.compare([seen.to(device) for seen in sets], training.to(device), heldout.to(device))
+    return fidelity.compare([seen.to(device) for seen in sets], training.to(device), heldout.to(device))
 
 
 def _draw_closeups(weighed: list[Weighed], pool: Pool, count: int) -> None:

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import charts, report
-from pipeline.closeups import HUGE, LARGE
-from pipeline.evaluation import EFFICIENTNET, INCEPTION, SEED, SIDE, TITLES, VGG, Comparison
-from pipeline.measurement import Weighed
-from pipeline.patches import ENLARGED, enlarge
-from pipeline.pictures import Photographs
-from pipeline.report_style import STYLE
-from pipeline.sheets import contact_sheet
+from pipeline.evaluation import charts, report
+from pipeline.evaluation.closeups import HUGE, LARGE
+from pipeline.evaluation.fidelity import EFFICIENTNET, INCEPTION, SEED, SIDE, TITLES, VGG, Comparison
+from pipeline.evaluation.measurement import Weighed
+from pipeline.evaluation.patches import ENLARGED, enlarge
+from pipeline.evaluation.pictures import Photographs
+from pipeline.evaluation.style import STYLE
+from pipeline.rendering.sheets import contact_sheet
 
 SHEET, SHEET_COLUMNS = 48, 8
 PAIRS, EXTREMES, LARGE_SHOWN = 12, 12, 4

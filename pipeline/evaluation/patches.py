@@ -12,13 +12,13 @@ from torch import Tensor
 
 from models import distances
 from models.features import FeatureNetwork, extract
-from pipeline.closeups import LARGE, Draw, drawing, drawn_uint8
-from pipeline.evaluation import BATCH, SEED, SIDE
-from pipeline.pictures import Chunk, Source
-from pipeline.progress import Ticker
+from pipeline.evaluation.closeups import LARGE, Draw, drawing, drawn_uint8
+from pipeline.evaluation.fidelity import BATCH, SEED, SIDE
+from pipeline.evaluation.pictures import Chunk, Source
+from pipeline.execution.progress import Ticker
 
 if TYPE_CHECKING:  # the rest of this module works where Ray is not installed
-    from pipeline.tasks import Pool
+    from pipeline.execution.tasks import Pool
 
 CROPS = 8
 ENLARGED = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}

@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from models.errors import UserError
-from pipeline import prepared, training_set
-from pipeline.dataset import SplatDataset
-from pipeline.indices import Indices
-from pipeline.parallel import ordered
-from pipeline.photos import decode, reason, reduce_area
-from pipeline.preparation import prepare
-from pipeline.sources import Record, locate, records, survey
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.execution.threads import ordered
+from pipeline.photographs import prepared
+from pipeline.photographs.photo import decode, reason, reduce_area
+from pipeline.photographs.preparation import prepare
+from pipeline.photographs.sources import Record, locate, records, survey
+from pipeline.training import training_set
 
 # Beyond this, decoded photographs lie in memory-mapped files.
 MEMORY_BYTES = 1 << 30

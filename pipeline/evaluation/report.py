@@ -1,4 +1,4 @@
-"""The report of an evaluation: plain numbers for JSON, lines of text; `report_page` makes it a page to look at."""
+"""The report of an evaluation: plain numbers for JSON, lines of text; `page` makes it a page to look at."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from models.distances import NEIGHBOURS, QUANTILE
-from pipeline.closeups import HUGE, LARGE
-from pipeline.evaluation import SEED, SIDE, TITLES
-from pipeline.measurement import Weighed
-from pipeline.patches import CROPS
-from pipeline.pictures import Photographs
-from pipeline.plan import CODE_VERSION
+from pipeline.datasets.plan import CODE_VERSION
+from pipeline.evaluation.closeups import HUGE, LARGE
+from pipeline.evaluation.fidelity import SEED, SIDE, TITLES
+from pipeline.evaluation.measurement import Weighed
+from pipeline.evaluation.patches import CROPS
+from pipeline.evaluation.pictures import Photographs
 
 # Figures with a floor, in the order in which they are shown: key, name, decimals, whether less is better.
 PAIRS = (

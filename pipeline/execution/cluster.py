@@ -163,7 +163,7 @@ def _start_local(cpus: int | None, gpus: int | None) -> None:
 def _join() -> None:
     # A Ray job has its working directory on every node. Otherwise send this code, so that nodes need no installation;
     # weights travel by themselves.
-    packages = Path(__file__).parents[1]
+    packages = Path(__file__).parents[2]
     environment = {
         "py_modules": [str(packages / name) for name in ("models", "pipeline", "jobs")],
         "excludes": ["*.safetensors", "__pycache__"],

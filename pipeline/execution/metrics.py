@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from ray.util.metrics import Counter, Gauge
 
-from pipeline.progress import Progress
+from pipeline.execution.progress import Progress
 
 UPDATE_SECONDS = 0.5
 TAGS = ("kind", "dataset")

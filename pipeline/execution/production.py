@@ -17,14 +17,14 @@ from importlib.metadata import version
 import torch
 
 from models.errors import UserError
-from pipeline import plan_file, records
-from pipeline.cluster import Cluster, connect
-from pipeline.metrics import Metrics
-from pipeline.plan import CODE_VERSION, Plan, Shard
-from pipeline.progress import Console, Progress
-from pipeline.records import RECORDS, Record
-from pipeline.scheduling import Workers, run_shards
-from pipeline.store import Store
+from pipeline.datasets import plan_file, records
+from pipeline.datasets.plan import CODE_VERSION, Plan, Shard
+from pipeline.datasets.records import RECORDS, Record
+from pipeline.execution.cluster import Cluster, connect
+from pipeline.execution.metrics import Metrics
+from pipeline.execution.progress import Console, Progress
+from pipeline.execution.scheduling import Workers, run_shards
+from pipeline.storage.store import Store
 
 FAILURES_FILE = f"{RECORDS}/failures.json"
 

@@ -1,7 +1,7 @@
 """The one scheduler: shards over workers in a bounded window, with retries, progress and a stall guard.
 
 The work on a shard must be repeatable: a shard may run more than once (a worker dies after its commit, say), and the
-second run writes the same bytes to the same names. Nothing here knows Ray: `pipeline.workers` does.
+second run writes the same bytes to the same names. Nothing here knows Ray: `workers` does.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from models.errors import UserError
-from pipeline.plan import Shard
-from pipeline.progress import Progress
+from pipeline.datasets.plan import Shard
+from pipeline.execution.progress import Progress
 
 WAIT_SECONDS = 0.2  # signals are answered between waits
 SHOWN = 5  # shards that a message names

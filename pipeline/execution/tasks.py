@@ -12,7 +12,7 @@ import torch
 from ray import ObjectRef
 
 from models.errors import UserError
-from pipeline.cluster import Cluster
+from pipeline.execution.cluster import Cluster
 
 MAX_RETRIES = 2
 

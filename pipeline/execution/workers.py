@@ -11,8 +11,8 @@ import torch
 from ray import ObjectRef
 
 from models.errors import UserError
-from pipeline.plan import Shard
-from pipeline.scheduling import Ended
+from pipeline.datasets.plan import Shard
+from pipeline.execution.scheduling import Ended
 
 OUT_OF_GPU_MEMORY = (
     "the GPU's memory is too small for it: give fewer --workers, or jobs.generate a smaller --batch-size, with another"

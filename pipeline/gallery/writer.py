@@ -27,11 +27,11 @@ from models.errors import UserError, check_name
 from models.kernels import KERNELS
 from models.rasterize import rasterize, to_uint8
 from models.splats import MEANINGS
-from pipeline.dataset import SplatDataset
-from pipeline.indices import Indices
-from pipeline.parallel import ordered
-from pipeline.plan import CODE_VERSION, GenerationPlan
-from pipeline.store import Store
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import CODE_VERSION, GenerationPlan
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.execution.threads import ordered
+from pipeline.storage.store import Store
 
 MARKER = "gallery.json"
 INDEX = "index.html"
@@ -158,4 +158,4 @@ def _thumbnail(field: Tensor, plan: GenerationPlan, width: int) -> bytes:
 
 
 def _asset(name: str) -> bytes:
-    return resources.files("pipeline").joinpath("page", name).read_bytes()
+    return resources.files("pipeline.gallery").joinpath("page", name).read_bytes()

@@ -16,18 +16,18 @@ from PIL import Image
 from models import checkpoint, sampler
 from models.denoiser import Denoiser
 from models.rasterize import to_uint8
-from pipeline import rollouts
-from pipeline.cards import splats_card
-from pipeline.cluster import Cluster, connect
-from pipeline.dataset import write_table
-from pipeline.indices import Indices
-from pipeline.plan import GenerationPlan, Shard
-from pipeline.production import Summary, commit, produce
-from pipeline.records import Record
-from pipeline.rollouts import Rollout
-from pipeline.sampling import generate_shard, noise_of, prepare
-from pipeline.store import Store
-from pipeline.workers import ActorWorkers
+from pipeline.datasets import rollout_file
+from pipeline.datasets.cards import splats_card
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import GenerationPlan, Shard
+from pipeline.datasets.records import Record
+from pipeline.datasets.rollout_file import Rollout
+from pipeline.datasets.splat_dataset import write_table
+from pipeline.execution.cluster import Cluster, connect
+from pipeline.execution.production import Summary, commit, produce
+from pipeline.execution.workers import ActorWorkers
+from pipeline.generation.sampling import generate_shard, noise_of, prepare
+from pipeline.storage.store import Store
 
 ROLLOUT_FILE = "rollout.png"
 ROLLOUT_ROWS = 17
@@ -97,7 +97,7 @@ class Generator:
 
     def keep_rollouts(self, indices: Indices) -> None:
         """Write every step of some pictures, to draw them from later."""
-        rollouts.write(self._store, self._plan, list(kept_rollouts(self._denoiser, self._plan, indices)))
+        rollout_file.write(self._store, self._plan, list(kept_rollouts(self._denoiser, self._plan, indices)))
 
 
 GeneratorActor = ray.remote(max_restarts=0)(Generator)

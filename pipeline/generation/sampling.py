@@ -15,10 +15,10 @@ from torch import Tensor
 from models import checkpoint, sampler
 from models.denoiser import Denoiser
 from models.errors import UserError
-from pipeline.dataset import to_table
-from pipeline.indices import Indices
-from pipeline.parallel import ordered
-from pipeline.plan import GenerationPlan, Shard
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import GenerationPlan, Shard
+from pipeline.datasets.splat_dataset import to_table
+from pipeline.execution.threads import ordered
 
 # Datasets of at least so many pictures are worth the minute that compiling takes in every process.
 COMPILED_PICTURES = 50_000

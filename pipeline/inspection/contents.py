@@ -19,13 +19,13 @@ from PIL import Image, UnidentifiedImageError
 
 from models.errors import UserError, check_name, one_line
 from models.splats import LIMITS, PARAMETERS
-from pipeline.dataset import SplatDataset, lacking_columns, schema
-from pipeline.encoders import ENCODINGS
-from pipeline.image_column import PICTURE
-from pipeline.plan import GenerationPlan, RenderPlan, Shard, file_name
-from pipeline.pyramids import TILE, dzi_tiles, level_sizes, require_tiff
-from pipeline.sinks import FORMATS
-from pipeline.store import Store
+from pipeline.datasets.plan import GenerationPlan, RenderPlan, Shard, file_name
+from pipeline.datasets.splat_dataset import SplatDataset, lacking_columns, schema
+from pipeline.rendering.encoders import ENCODINGS
+from pipeline.rendering.pyramids import TILE, dzi_tiles, level_sizes, require_tiff
+from pipeline.rendering.sinks import FORMATS
+from pipeline.storage.image_column import PICTURE
+from pipeline.storage.store import Store
 
 ROUNDING = 2.0**-10  # of float16, relative: what is stored may lie so far beyond a bound
 _INFINITE = (-np.inf, np.inf)

@@ -8,12 +8,12 @@ import json
 import time
 from dataclasses import dataclass, field
 
-from pipeline import plan_file, records
-from pipeline.plan import Plan
-from pipeline.plan_file import PLAN_FILE
-from pipeline.production import FAILURES_FILE
-from pipeline.progress import duration
-from pipeline.store import Store
+from pipeline.datasets import plan_file, records
+from pipeline.datasets.plan import Plan
+from pipeline.datasets.plan_file import PLAN_FILE
+from pipeline.execution.production import FAILURES_FILE
+from pipeline.execution.progress import duration
+from pipeline.storage.store import Store
 
 RECENT = 256
 """The rate is that of the newest so many shards."""

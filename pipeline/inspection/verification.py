@@ -15,15 +15,16 @@ import ray
 import torch
 
 from models.errors import UserError, escaped
-from pipeline import contents, plan_file
-from pipeline.cluster import Cluster, connect
-from pipeline.plan import DATA, GenerationPlan, Plan, RenderPlan, Shard, shard_name
-from pipeline.production import FAILURES_FILE
-from pipeline.progress import Console, Progress
-from pipeline.records import RECORDS, Record, disagreement, record_name, shard_of_record
-from pipeline.scheduling import Ended, run_shards
-from pipeline.store import Store
-from pipeline.workers import TaskWorkers
+from pipeline.datasets import plan_file
+from pipeline.datasets.plan import DATA, GenerationPlan, Plan, RenderPlan, Shard, shard_name
+from pipeline.datasets.records import RECORDS, Record, disagreement, record_name, shard_of_record
+from pipeline.execution.cluster import Cluster, connect
+from pipeline.execution.production import FAILURES_FILE
+from pipeline.execution.progress import Console, Progress
+from pipeline.execution.scheduling import Ended, run_shards
+from pipeline.execution.workers import TaskWorkers
+from pipeline.inspection import contents
+from pipeline.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any
 import PIL
 
 from models.errors import UserError
-from pipeline import photos, prepared, sources
-from pipeline.parallel import ordered
-from pipeline.progress import Ticker
-from pipeline.store import Store
+from pipeline.execution.progress import Ticker
+from pipeline.execution.threads import ordered
+from pipeline.photographs import photo, prepared, sources
+from pipeline.storage.store import Store
 
 SHOWN = 10
 
@@ -30,7 +30,7 @@ class Outcome:
     reason: str = ""
 
 
-def prepare(urls: list[str], out: str, *, box: photos.Box | None = None, cap: int = 256) -> dict[str, Any]:
+def prepare(urls: list[str], out: str, *, box: photo.Box | None = None, cap: int = 256) -> dict[str, Any]:
     """Make the prepared set `out` from the photographs at `urls`; print and return what its prepared.json records.
 
     The first of several equal photographs is kept. The bytes written are a function of the photographs, the
@@ -59,21 +59,21 @@ def prepare(urls: list[str], out: str, *, box: photos.Box | None = None, cap: in
     return record
 
 
-def prepare_one(record: sources.Record, box: photos.Box | None, cap: int) -> Outcome:
+def prepare_one(record: sources.Record, box: photo.Box | None, cap: int) -> Outcome:
     """Read and decode one photograph. Never raises: whatever is wrong with it becomes the reason."""
     try:
-        crop = photos.decode(record.read(), box)
-        kept = photos.reduce_to_cap(crop, cap)
-        small = photos.reduce_area(kept, photos.SIDE_MIN)
-        key = photos.identity(crop)
-        image64 = photos.encode_png(small)
-        image = image64 if kept.width == photos.SIDE_MIN else photos.encode_png(kept)
+        crop = photo.decode(record.read(), box)
+        kept = photo.reduce_to_cap(crop, cap)
+        small = photo.reduce_area(kept, photo.SIDE_MIN)
+        key = photo.identity(crop)
+        image64 = photo.encode_png(small)
+        image = image64 if kept.width == photo.SIDE_MIN else photo.encode_png(kept)
     except Exception as error:  # decoders meet damaged bytes with every kind of exception
-        return Outcome(record.name, reason=photos.reason(error))
+        return Outcome(record.name, reason=photo.reason(error))
     row = {
         "id": key,
         "source": _printable(record.name),
-        "heldout": photos.is_heldout(key),
+        "heldout": photo.is_heldout(key),
         "side": kept.width,
         "image64": {"bytes": image64, "path": None},
         "image": {"bytes": image, "path": None},

@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.errors import UserError
-from pipeline.image_column import PICTURE, schema
-from pipeline.store import Store
+from pipeline.storage.image_column import PICTURE, schema
+from pipeline.storage.store import Store
 
 FORMAT = 1
 RECORD, UNREADABLE = "prepared.json", "unreadable.txt"

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.rasterize import rasterize, to_uint8
-from pipeline import rollouts
-from pipeline.dataset import SplatDataset
-from pipeline.encoders import Facts, Picture
-from pipeline.framing import Frame, fit, parse_region, parse_zoom, zoom
-from pipeline.indices import Indices
-from pipeline.plan import RenderPlan
+from pipeline.datasets import rollout_file
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import RenderPlan
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.rendering.encoders import Facts, Picture
+from pipeline.rendering.framing import Frame, fit, parse_region, parse_zoom, zoom
 
 # At most so many pixels are floating point numbers at once: larger pictures are drawn in bands, smaller ones together.
 # On a GPU one call draws enough to outweigh its start; on a CPU it is the encoders that should not wait long.
@@ -118,7 +118,7 @@ def zooming(source: SplatDataset, plan: RenderPlan, indices: Indices, device: st
 def becoming(source: SplatDataset, plan: RenderPlan, indices: Indices, device: str) -> Iterator[Picture]:
     """Each of the chosen pictures as its rollout: the noise, then the splats that the network answered at each step."""
     frame = frame_of(plan, source.plan.columns / source.plan.rows)
-    for rollout in rollouts.read(source, indices):
+    for rollout in rollout_file.read(source, indices):
         steps = rollout.fields.to(device).split(1)
         frames = [_noise(rollout.noisy[:1], frame), *(draw(field, frame, plan)[0] for field in steps)]
         yield _moving(plan, rollout.index, frames, times=json.dumps([0.0, *rollout.times]))

@@ -14,7 +14,7 @@ import PIL
 from PIL import ExifTags, Image, features
 
 from models.errors import UserError
-from pipeline.plan import CODE_VERSION
+from pipeline.datasets.plan import CODE_VERSION
 
 # Measured on four generated cats of 1024 px, one core of a shared machine, zlib 1.2.13, the filter `Sub` on every row:
 # level 1 takes 24 ms and 655 KiB a picture, 2 31 ms and 620, 3 56 ms and 561, 4 42 ms and 490, 6 157 ms and 432.

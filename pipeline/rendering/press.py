@@ -13,12 +13,12 @@ from typing import TypeVar
 
 import torch
 
-from pipeline.dataset import SplatDataset
-from pipeline.drawing import MOTIONS
-from pipeline.encoders import ENCODINGS, Picture
-from pipeline.parallel import ahead, ordered
-from pipeline.plan import RenderPlan, Shard
-from pipeline.store import Store
+from pipeline.datasets.plan import RenderPlan, Shard
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.execution.threads import ahead, ordered
+from pipeline.rendering.drawing import MOTIONS
+from pipeline.rendering.encoders import ENCODINGS, Picture
+from pipeline.storage.store import Store
 
 # Pixels that are drawn and not encoded yet, and encoded ones that wait for their turn, take about this much.
 BYTES_IN_FLIGHT = 1 << 28

@@ -19,11 +19,11 @@ import numpy as np
 from torch import Tensor
 
 from models.errors import UserError
-from pipeline.drawing import bands, facts_of, fields_of, frame_of
-from pipeline.encoders import ENCODINGS, SOFTWARE, Facts, Picture, describe
-from pipeline.framing import Frame
-from pipeline.plan import RenderPlan
-from pipeline.press import Press, Written
+from pipeline.datasets.plan import RenderPlan
+from pipeline.rendering.drawing import bands, facts_of, fields_of, frame_of
+from pipeline.rendering.encoders import ENCODINGS, SOFTWARE, Facts, Picture, describe
+from pipeline.rendering.framing import Frame
+from pipeline.rendering.press import Press, Written
 
 TILE = 512
 # A row of tiles of that width is 200 MB, and a few of them are in flight.

@@ -6,17 +6,17 @@ from functools import partial
 
 import ray
 
-from pipeline import rollouts
-from pipeline.cards import pictures_card
-from pipeline.cluster import Cluster
-from pipeline.dataset import SplatDataset
-from pipeline.plan import RenderPlan, Shard
-from pipeline.press import Press
-from pipeline.production import Summary, commit, produce
-from pipeline.records import Record
-from pipeline.sinks import FORMATS
-from pipeline.store import Store
-from pipeline.workers import TaskWorkers
+from pipeline.datasets import rollout_file
+from pipeline.datasets.cards import pictures_card
+from pipeline.datasets.plan import RenderPlan, Shard
+from pipeline.datasets.records import Record
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.execution.cluster import Cluster
+from pipeline.execution.production import Summary, commit, produce
+from pipeline.execution.workers import TaskWorkers
+from pipeline.rendering.press import Press
+from pipeline.rendering.sinks import FORMATS
+from pipeline.storage.store import Store
 
 # Several processes share a GPU, each with its part of the CPUs beside it as encoders: what Python does between two
 # calls, in one of them, leaves the GPU to the others, and one that starts a shard fills the pause of one that ends it.
@@ -63,7 +63,7 @@ def render(
     assert plan.source == source.plan.fingerprint()
     source.require(plan.pictures)
     if plan.motion == "rollout":
-        rollouts.require(source, plan.pictures)
+        rollout_file.require(source, plan.pictures)
 
     def start_workers(cluster: Cluster) -> TaskWorkers:
         use_gpu = cluster.has_gpu(device)

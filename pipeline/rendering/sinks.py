@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from models.errors import UserError
-from pipeline import image_column, pyramids
-from pipeline.encoders import ENCODINGS, Picture, describe, require
-from pipeline.plan import file_name
-from pipeline.press import Press, Written
+from pipeline.datasets.plan import file_name
+from pipeline.rendering import pyramids
+from pipeline.rendering.encoders import ENCODINGS, Picture, describe, require
+from pipeline.rendering.press import Press, Written
+from pipeline.storage import image_column
 
 ROW_GROUP = 16
 ROW_GROUP_BYTES = 1 << 26

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, cast
 import fsspec
 
 from models.errors import UserError, one_line
-from pipeline import atomic
+from pipeline.storage import atomic
 
 _ERRNO = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from models.losses import draw_times
 from models.rasterize import Region
-from pipeline.augmentation import LABELS, draw_transforms, warp
-from pipeline.recipe import Recipe
-from pipeline.training_set import TrainingSet
+from pipeline.training.augmentation import LABELS, draw_transforms, warp
+from pipeline.training.recipe import Recipe
+from pipeline.training.training_set import TrainingSet
 
 # Part of a GPU's free memory that photographs may take; the rest is the training step's.
 DEVICE_SHARE = 0.4

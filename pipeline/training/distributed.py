@@ -1,4 +1,4 @@
-"""Data-parallel training under Ray Train: the shell around `pipeline.trainer`.
+"""Data-parallel training under Ray Train: the shell around `trainer`.
 
     OUT/checkpoint_.../   state and weights, the last KEPT of them, managed by Ray Train
     OUT/sheets/           the same 24 noises as cats, at every checkpoint
@@ -32,13 +32,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from models import checkpoint
 from models.errors import UserError
 from models.perceptual import load_lpips
-from pipeline.batches import Pictures
-from pipeline.board import Board, show
-from pipeline.recipe import Budget, Recipe
-from pipeline.store import Store, writing
-from pipeline.trainer import train
-from pipeline.training_set import check, load
-from pipeline.training_state import DamagedCheckpoint, State, weights_name
+from pipeline.storage.store import Store, writing
+from pipeline.training.batches import Pictures
+from pipeline.training.board import Board, show
+from pipeline.training.recipe import Budget, Recipe
+from pipeline.training.state import DamagedCheckpoint, State, weights_name
+from pipeline.training.trainer import train
+from pipeline.training.training_set import check, load
 
 KEPT = 2
 RETRIES = 3  # of the whole group of workers, when one of them dies

@@ -18,8 +18,8 @@ from torch import Tensor
 from models import checkpoint
 from models.denoiser import Denoiser
 from models.errors import UserError, one_line
-from pipeline.augmentation import AugmentedDenoiser
-from pipeline.recipe import Recipe
+from pipeline.training.augmentation import AugmentedDenoiser
+from pipeline.training.recipe import Recipe
 
 
 class DamagedCheckpoint(UserError):

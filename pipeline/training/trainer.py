@@ -1,6 +1,6 @@
 """The training loop of one rank: pictures on a device in, checkpoints out. Knows neither Ray nor storage.
 
-`pipeline.training` runs it under Ray Train. The same step follows from the same (recipe, step, rank) whenever it is
+`distributed` runs it under Ray Train. The same step follows from the same (recipe, step, rank) whenever it is
 run: every random choice is drawn from a generator seeded with the three.
 """
 
@@ -23,10 +23,10 @@ from models.distillation import distillation_loss
 from models.errors import UserError
 from models.losses import TERMS, draw_times, lerp, training_loss, velocity_loss
 from models.perceptual import Lpips
-from pipeline.batches import Pictures, as_image, make_batch, make_distillation_batch, mixed_seed
-from pipeline.recipe import Budget, Recipe, learning_rate
-from pipeline.sheets import sample_sheet
-from pipeline.training_state import State
+from pipeline.rendering.sheets import sample_sheet
+from pipeline.training.batches import Pictures, as_image, make_batch, make_distillation_batch, mixed_seed
+from pipeline.training.recipe import Budget, Recipe, learning_rate
+from pipeline.training.state import State
 
 # Takes the metrics of one report, and the folder that holds the checkpoint where one was made (on rank 0 only).
 Report = Callable[[dict[str, float], Path | None], None]

@@ -17,11 +17,11 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from models.errors import UserError
-from pipeline import prepared
-from pipeline.parallel import ordered
-from pipeline.photos import SIDE_MIN, reason, reduce_area
-from pipeline.progress import Ticker
-from pipeline.sources import locate
+from pipeline.execution.progress import Ticker
+from pipeline.execution.threads import ordered
+from pipeline.photographs import prepared
+from pipeline.photographs.photo import SIDE_MIN, reason, reduce_area
+from pipeline.photographs.sources import locate
 
 REMEDY = "delete the set and run python -m jobs.prepare again"
 

@@ -21,7 +21,8 @@ from pipeline.datasets.codec import CODECS, Shape
 from pipeline.datasets.indices import LARGEST, Indices
 from pipeline.datasets.plan import GenerationPlan, power_of_two_size
 from pipeline.execution.cluster import DEVICES, check_gpu_share
-from pipeline.generation.generator import GPUS_PER_WORKER, ROLLOUT_COLUMNS, generate
+from pipeline.generation.generator import GPUS_PER_WORKER, generate
+from pipeline.generation.rollouts import ROLLOUT_COLUMNS
 from pipeline.generation.sampling import plan_for
 from pipeline.storage.store import Store
 

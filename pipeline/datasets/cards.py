@@ -6,8 +6,7 @@ from models.splats import LIMITS, MEANINGS, PARAMETERS
 from pipeline.datasets.codec import CODECS, Shape
 from pipeline.datasets.plan import GenerationPlan, Plan, RenderPlan
 from pipeline.datasets.splat_dataset import FORMULAS, layout, schema
-from pipeline.execution.production import Summary
-from pipeline.rendering.sinks import FORMATS
+from pipeline.datasets.summary import Summary
 
 _TERMS = "Pictures made by a model inherit the terms of its weights: see the model card of the weights.\n"
 _SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
@@ -72,14 +71,13 @@ Made with the kernel `{plan.kernel}`, neighbourhood {plan.neighbourhood}. The sa
 {_TERMS}"""
 
 
-def pictures_card(plan: RenderPlan, summary: Summary) -> str:
-    """The card of a rendered dataset."""
-    format = FORMATS[plan.output]
-    return f"""{_front_matter(f"{summary.pictures:,} cats", summary, format.data_files)}
+def pictures_card(plan: RenderPlan, summary: Summary, *, contents: str, data_files: str) -> str:
+    """The card of a rendered dataset; `contents`: what its shards are; `data_files`: as in `_front_matter`."""
+    return f"""{_front_matter(f"{summary.pictures:,} cats", summary, data_files)}
 # {summary.pictures:,} pictures drawn from splats
 
 {plan.width} x {plan.height} pixels, {plan.encoding}, kernel `{plan.kernel}`, view `{plan.view}`;
-{summary.shards:,} {format.contents}, {summary.bytes / 1e6:,.1f} MB.
+{summary.shards:,} {contents}, {summary.bytes / 1e6:,.1f} MB.
 
 {_plan_section(plan)}
 {_TERMS}"""

@@ -9,17 +9,15 @@ import platform
 import socket
 import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from importlib.metadata import version
 
 import torch
 
-from models.errors import UserError
 from pipeline.datasets import plan_file, records
 from pipeline.datasets.plan import CODE_VERSION, Plan, Shard
 from pipeline.datasets.records import RECORDS, Record
+from pipeline.datasets.summary import Summary, summarise
 from pipeline.execution.cluster import Cluster, connect
 from pipeline.execution.metrics import Metrics
 from pipeline.execution.progress import Console, Progress
@@ -27,19 +25,6 @@ from pipeline.execution.scheduling import Workers, run_shards
 from pipeline.storage.store import Store
 
 FAILURES_FILE = f"{RECORDS}/failures.json"
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What a complete dataset holds, as in summary.json."""
-
-    plan: str  # the plan's fingerprint
-    shards: int
-    pictures: int
-    bytes: int
-    work_seconds: float
-    devices: list[str]
-    timings: dict[str, float] = field(default_factory=dict)  # sums of the records'
 
 
 def produce(
@@ -78,7 +63,7 @@ def produce(
             store.remove_orphans()
     else:
         console.show(progress, last=True)
-    summary = _summarise(plan, store)
+    summary = summarise(plan, store)
     store.write("summary.json", (json.dumps(dataclasses.asdict(summary), indent=2) + "\n").encode())
     store.write("README.md", card(summary).encode())
     return summary
@@ -132,28 +117,3 @@ def _keep_failures(store: Store, failures: dict[str, str]) -> None:
             store.write(FAILURES_FILE, (json.dumps(failures, indent=2) + "\n").encode())
         else:
             store.remove(FAILURES_FILE)
-
-
-def _summarise(plan: Plan, store: Store) -> Summary:
-    """Count what is committed, from the store and not from memory; UserError if that is not everything."""
-    shards = pictures = size = 0
-    seconds, devices = 0.0, set()
-    timings: Counter[str] = Counter()
-    for record in records.committed(store):
-        shards, pictures, size = shards + 1, pictures + record.rows, size + record.bytes
-        seconds += record.seconds
-        devices.add(record.device)
-        timings.update(record.timings)
-    if (shards, pictures) != (plan.num_shards, len(plan.pictures)):
-        raise UserError(
-            f"{store.url} has {shards} of {plan.num_shards} shards: something else changes it; run the command again"
-        )
-    return Summary(
-        plan.fingerprint(),
-        shards,
-        pictures,
-        size,
-        round(seconds, 3),
-        sorted(devices),
-        {name: round(sum, 3) for name, sum in timings.items()},
-    )

@@ -11,8 +11,9 @@ from pipeline.datasets.cards import pictures_card
 from pipeline.datasets.plan import RenderPlan, Shard
 from pipeline.datasets.records import Record
 from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.datasets.summary import Summary
 from pipeline.execution.cluster import Cluster
-from pipeline.execution.production import Summary, commit, produce
+from pipeline.execution.production import commit, produce
 from pipeline.execution.workers import TaskWorkers
 from pipeline.rendering.press import Press
 from pipeline.rendering.sinks import FORMATS
@@ -80,4 +81,6 @@ def render(
         capacity = cluster.capacity(workers, **options)
         return TaskWorkers(lambda shard: task.remote(source, plan, shard, store, where, encoders), capacity)
 
-    return produce(plan, store, start_workers, partial(pictures_card, plan), stall_seconds=stall_seconds)
+    format = FORMATS[plan.output]
+    card = partial(pictures_card, plan, contents=format.contents, data_files=format.data_files)
+    return produce(plan, store, start_workers, card, stall_seconds=stall_seconds)

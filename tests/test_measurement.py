@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-import test_evaluation
+import test_fidelity
 import torch
 from PIL import Image
-from test_evaluation import BlockMeans
+from test_fidelity import BlockMeans
 
 from jobs import cli, evaluate, generate
 from models.measures import border_ratio
@@ -28,7 +28,7 @@ from pipeline.evaluation.pictures import Photographs, Source, load_photographs
 COUNT = 70
 
 # Workers cannot import tests.
-ray.cloudpickle.register_pickle_by_value(test_evaluation)
+ray.cloudpickle.register_pickle_by_value(test_fidelity)
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def prepare(denoiser: Denoiser, plan: GenerationPlan, device: str) -> Denoiser:
 
 
 def generate_shard(denoiser: Denoiser, plan: GenerationPlan, shard: Shard) -> pa.Table:
-    """The splats of one shard, from the device the denoiser is on: its table, see `dataset.schema`.
+    """The splats of one shard, from the device the denoiser is on: its table, see `splat_dataset.schema`.
 
     On one kind of device a pure function of the arguments, and of torch's number of threads on a CPU: the noise of
     a picture comes from its index, and the batches begin at the shard's first picture.

@@ -9,7 +9,7 @@ import torch
 from jobs import benchmark, cli
 from models.rasterize import rasterize
 from models.splats import random_field
-from pipeline.benchmark_baseline import eager_draw
+from pipeline.benchmark.baseline import eager_draw
 
 
 def test_the_baseline_draws_what_the_rasterizer_draws():

@@ -15,11 +15,11 @@ from PIL import Image
 
 from jobs import cli, render
 from models.rasterize import rasterize, to_uint8
-from pipeline import records
-from pipeline.dataset import SplatDataset
-from pipeline.indices import Indices
-from pipeline.rendering import render_shard
-from pipeline.store import Store
+from pipeline.datasets import records
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.rendering.renderer import render_shard
+from pipeline.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 

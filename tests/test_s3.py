@@ -25,12 +25,12 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from jobs import cli, prepare, render, status, verify
 from jobs import generate as generate_job
 from models.errors import UserError
-from pipeline import plan_file
-from pipeline.contents import check_pictures, check_splats
-from pipeline.dataset import SplatDataset
-from pipeline.plan import Plan
-from pipeline.rendering import render_shard
-from pipeline.store import Store
+from pipeline.datasets import plan_file
+from pipeline.datasets.plan import Plan
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.inspection.contents import check_pictures, check_splats
+from pipeline.rendering.renderer import render_shard
+from pipeline.storage.store import Store
 
 ERROR = b"<Error><Code>%s</Code><Message>We are %s.</Message></Error>"
 

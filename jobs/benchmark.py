@@ -24,6 +24,7 @@ import torch
 from jobs.cli import run
 from models.errors import UserError, check_name
 from pipeline import benchmark_cases as cases
+from pipeline import benchmark_press
 from pipeline import benchmark_storage as storage
 from pipeline.benchmark import HEADER, Bench, about, line
 
@@ -35,6 +36,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "rollout": cases.rollout,
     "generate": storage.generate,
     "read": storage.read,
+    "press": benchmark_press.press,
     "train": cases.training,
     "train-lpips": cases.training_lpips,
 }
@@ -51,9 +53,9 @@ class Options:
     """auto (a GPU where there is one), cuda or cpu."""
 
     only: tuple[str, ...] = ()
-    """Some of draw, draw-bytes, draw-backward, network, rollout, generate, read, train, train-lpips; all if not given.
-    On a GPU also tune-forward, tune-backward and tune-network, which try what else the kernels could be. With --scaling
-    some of train, generate, render."""
+    """Some of draw, draw-bytes, draw-backward, network, rollout, generate, read, press, train, train-lpips; all if not
+    given. On a GPU also tune-forward, tune-backward and tune-network, which try what else the kernels could be. With
+    --scaling some of train, generate, render."""
 
     scaling: bool = False
     """Measure instead how training, generation and rendering grow from one GPU to all that are visible (by

@@ -34,8 +34,8 @@ from pipeline.framing import (
 )
 from pipeline.indices import Indices
 from pipeline.plan import RenderPlan, power_of_two_size
-from pipeline.press import balance
-from pipeline.rendering import GPUS_PER_WORKER, render
+from pipeline.press import GPUS_PER_WORKER, balance
+from pipeline.rendering import render
 from pipeline.sinks import FORMATS, choose
 from pipeline.store import Store
 

@@ -11,16 +11,12 @@ from pipeline.cards import pictures_card
 from pipeline.cluster import Cluster
 from pipeline.dataset import SplatDataset
 from pipeline.plan import RenderPlan, Shard
-from pipeline.press import Press
+from pipeline.press import GPUS_PER_WORKER, Press
 from pipeline.production import Summary, commit, produce
 from pipeline.records import Record
 from pipeline.sinks import FORMATS
 from pipeline.store import Store
 from pipeline.workers import TaskWorkers
-
-# Several processes share a GPU, each with its part of the CPUs beside it as encoders: what Python does between two
-# calls, in one of them, leaves the GPU to the others, and one that starts a shard fills the pause of one that ends it.
-GPUS_PER_WORKER = 0.25
 
 
 def render_shard(

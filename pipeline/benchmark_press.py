@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.synchronize import Barrier
@@ -84,7 +85,17 @@ def press(bench: Bench) -> None:
     extent = EXTENTS[bench.device]
     layouts = [_processes(bench, *layout) for layout in extent.layouts]
     most = max(processes for processes, _ in layouts) * (1 + extent.most_shards) * extent.pictures_per_shard
-    with folder() as place:
+    with folder() as place, ExitStack() as stack:
+        crews: dict[int, ProcessPoolExecutor] = {}
+
+        def measure(
+            name: str, processes: int, work: Callable[[int], Done], limit: float | None = None
+        ) -> tuple[Row, Counter[str]]:
+            if processes not in crews:
+                crews[processes] = stack.enter_context(_crew(processes))
+            row, timings = _measure(crews[processes], name, processes, work, limit)
+            return bench.add(row), timings
+
         source = _stored(bench, place, most)
         plans = {encoding: _plan(source, extent, encoding, "files", most) for encoding, _, _ in RUNS}
         sample = next(iter(plans.values()))
@@ -95,11 +106,9 @@ def press(bench: Bench) -> None:
         alone = {}
         for encoding, plan in plans.items():
             work = partial(_encode, plan, pictures, extent.seconds)
-            row, _ = _measure(f"encode {encoding} {SIDE} px", cores(), work)
-            alone[encoding] = bench.add(row).rate
+            alone[encoding] = measure(f"encode {encoding} {SIDE} px", cores(), work)[0].rate
         work = partial(_draw, source, sample, bench.device, extent.seconds)
-        row, _ = _measure(f"draw {SIDE} px, to the host", layouts[0][0], work)
-        drawing = bench.add(row).rate
+        drawing = measure(f"draw {SIDE} px, to the host", layouts[0][0], work)[0].rate
         for processes, encoders in layouts:
             for encoding, output, shards in RUNS:
                 count = processes * (1 + min(shards, extent.most_shards)) * extent.pictures_per_shard
@@ -107,8 +116,7 @@ def press(bench: Bench) -> None:
                 store = Store(f"{place}/{encoding}-{output}-{processes}-{encoders}")
                 work = partial(_press, source, plan, store, bench.device, encoders, processes)
                 name = f"press {encoding} {SIDE} px, {output}, {encoders} encoders each"
-                row, timings = _measure(name, processes, work, alone[encoding])
-                bench.add(row)
+                row, timings = measure(name, processes, work, alone[encoding])
                 bench.report(
                     f"{encoding.upper()} {SIDE} px: pipeline {row.rate:,.1f} pictures/s, encoders alone"
                     f" {alone[encoding]:,.1f}, share {row.rate / alone[encoding]:.0%}; drawing alone {drawing:,.1f},"
@@ -124,14 +132,16 @@ def _processes(bench: Bench, gpu: float, encoders: float) -> tuple[int, int]:
     return round(1 / gpu), max(1, round(cores() * gpu * encoders))
 
 
-def _measure(
-    name: str, processes: int, work: Callable[[int], Done], limit: float | None = None
-) -> tuple[Row, Counter[str]]:
-    """Run `work`, given its number, in so many processes."""
+def _crew(processes: int) -> ProcessPoolExecutor:
     start = multiprocessing.get_context("spawn")
-    gate = start.Barrier(processes)
-    with ProcessPoolExecutor(processes, start, _remember, (gate,)) as pool:
-        done = [one.result() for one in [pool.submit(work, number) for number in range(processes)]]
+    return ProcessPoolExecutor(processes, start, _remember, (start.Barrier(processes),))
+
+
+def _measure(
+    crew: ProcessPoolExecutor, name: str, processes: int, work: Callable[[int], Done], limit: float | None
+) -> tuple[Row, Counter[str]]:
+    """Run `work`, given its number, once in each of a crew's processes: none is done before all have begun."""
+    done = [one.result() for one in [crew.submit(work, number) for number in range(processes)]]
     found, seconds = rate(done)
     timings: Counter[str] = Counter()
     for one in done:

@@ -23,10 +23,8 @@ import torch
 
 from jobs.cli import run
 from models.errors import UserError, check_name
-from pipeline import benchmark_cases as cases
-from pipeline import benchmark_press
-from pipeline import benchmark_storage as storage
-from pipeline.benchmark import HEADER, Bench, about, line
+from pipeline.benchmark import cases, press, storage
+from pipeline.benchmark.bench import HEADER, Bench, about, line
 
 GROUPS: dict[str, Callable[[Bench], None]] = {
     "draw": cases.draw,
@@ -36,11 +34,11 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "rollout": cases.rollout,
     "generate": storage.generate,
     "read": storage.read,
-    "press": benchmark_press.press,
+    "press": press.press,
     "train": cases.training,
     "train-lpips": cases.training_lpips,
 }
-# With --scaling; pipeline.scaling, which has them, imports Ray.
+# With --scaling; pipeline.benchmark.scaling, which has them, imports Ray.
 SCALING = ("train", "generate", "render")
 TUNING = ("tune-forward", "tune-backward", "tune-network")
 
@@ -108,7 +106,7 @@ def main(options: Options) -> None:
 
 def scale(options: Options, device: str) -> None:
     """Measure what --scaling says; print the table, write the JSON."""
-    from pipeline import scaling, scaling_cases
+    from pipeline.benchmark import scaling, scaling_cases
 
     cuda = device == "cuda"
     units = torch.cuda.device_count() if cuda else len(os.sched_getaffinity(0))
@@ -143,7 +141,7 @@ def measurement(name: str) -> Callable[[Bench], None]:
     """The function of a measurement. Those that tune kernels import Triton, which only some machines have."""
     if name in GROUPS:
         return GROUPS[name]
-    from pipeline import benchmark_tuning as tuning
+    from pipeline.benchmark import tuning
 
     return {
         "tune-forward": tuning.tune_forward,

@@ -15,10 +15,10 @@ from PIL import Image
 
 from jobs import generate, render
 from jobs.cli import check_numbers, run
-from pipeline.cluster import connect
-from pipeline.dataset import SplatDataset
-from pipeline.indices import Indices
-from pipeline.sheets import anatomy_sheet, contact_sheet, side_by_side
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.execution.cluster import connect
+from pipeline.rendering.sheets import anatomy_sheet, contact_sheet, side_by_side
 
 COUNT = 16
 SIZE = 512

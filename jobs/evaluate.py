@@ -18,16 +18,16 @@ import tyro
 
 from jobs.cli import check_numbers, run
 from models.errors import UserError, check_name
-from pipeline import report
-from pipeline.closeups import HUGE, LARGE
-from pipeline.cluster import DEVICES, connect
-from pipeline.dataset import SplatDataset
-from pipeline.evaluation import BATCH, SEED, SIDE, load_networks
-from pipeline.measurement import Extent, measure
-from pipeline.patches import num_pictures
-from pipeline.pictures import Source, load_photographs, load_pictures
-from pipeline.report_page import render_page
-from pipeline.store import Store
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.evaluation import report
+from pipeline.evaluation.closeups import HUGE, LARGE
+from pipeline.evaluation.fidelity import BATCH, SEED, SIDE, load_networks
+from pipeline.evaluation.measurement import Extent, measure
+from pipeline.evaluation.page import render_page
+from pipeline.evaluation.patches import num_pictures
+from pipeline.evaluation.pictures import Source, load_photographs, load_pictures
+from pipeline.execution.cluster import DEVICES, connect
+from pipeline.storage.store import Store
 
 JSON_FILE, PAGE_FILE, REQUEST_FILE = "report.json", "report.html", "request.json"
 

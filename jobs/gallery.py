@@ -15,10 +15,10 @@ import torch
 
 from jobs.cli import check_numbers, run
 from models.errors import UserError
-from pipeline.dataset import SplatDataset
-from pipeline.gallery import INDEX, write_gallery
-from pipeline.indices import Indices
-from pipeline.store import Store
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.gallery.writer import INDEX, write_gallery
+from pipeline.storage.store import Store
 
 DEFAULT_COUNT = 64
 # A cat takes about 35 KB, and the contact sheet is one page.

@@ -17,13 +17,14 @@ from jobs.cli import check_numbers, run
 from models import checkpoint
 from models.errors import UserError, check_name
 from models.sampler import SCHEDULES, SOLVERS, Sampling
-from pipeline.cluster import DEVICES, check_gpu_share
-from pipeline.codec import CODECS, Shape
-from pipeline.generation import GPUS_PER_WORKER, ROLLOUT_COLUMNS, generate
-from pipeline.indices import LARGEST, Indices
-from pipeline.plan import GenerationPlan, power_of_two_size
-from pipeline.sampling import plan_for
-from pipeline.store import Store
+from pipeline.datasets.codec import CODECS, Shape
+from pipeline.datasets.indices import LARGEST, Indices
+from pipeline.datasets.plan import GenerationPlan, power_of_two_size
+from pipeline.execution.cluster import DEVICES, check_gpu_share
+from pipeline.generation.generator import GPUS_PER_WORKER, generate
+from pipeline.generation.rollouts import ROLLOUT_COLUMNS
+from pipeline.generation.sampling import plan_for
+from pipeline.storage.store import Store
 
 # Measured on a file of 64 pictures of the bundled weights.
 SPLAT_BYTES = {"float16": 16.6, "compact": 6.0}

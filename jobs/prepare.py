@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from jobs.cli import check_numbers, run
 from models.errors import UserError
-from pipeline.photos import SIDE_MIN, parse_box
-from pipeline.preparation import prepare
+from pipeline.photographs.photo import SIDE_MIN, parse_box
+from pipeline.photographs.preparation import prepare
 
 
 @dataclass(frozen=True)

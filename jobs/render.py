@@ -18,12 +18,14 @@ from jobs.cli import check_numbers, run
 from models.errors import UserError, check_name
 from models.kernels import KERNELS
 from models.rasterize import VIEWS
-from pipeline import rollouts
-from pipeline.cluster import DEVICES, check_gpu_share
-from pipeline.dataset import SplatDataset
-from pipeline.drawing import MOTIONS, frame_of
-from pipeline.encoders import ENCODINGS
-from pipeline.framing import (
+from pipeline.datasets import rollout_file
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import RenderPlan, power_of_two_size
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.execution.cluster import DEVICES, check_gpu_share
+from pipeline.rendering.drawing import MOTIONS, frame_of
+from pipeline.rendering.encoders import ENCODINGS
+from pipeline.rendering.framing import (
     FITS,
     check_finest,
     parse_region,
@@ -32,12 +34,10 @@ from pipeline.framing import (
     region_text,
     zoom_text,
 )
-from pipeline.indices import Indices
-from pipeline.plan import RenderPlan, power_of_two_size
-from pipeline.press import GPUS_PER_WORKER, balance
-from pipeline.rendering import render
-from pipeline.sinks import FORMATS, choose
-from pipeline.store import Store
+from pipeline.rendering.press import GPUS_PER_WORKER, balance
+from pipeline.rendering.renderer import render
+from pipeline.rendering.sinks import FORMATS, choose
+from pipeline.storage.store import Store
 
 FRAMES_PER_SECOND = {"zoom": 24.0, "rollout": 6.0, "pictures": 24.0}
 
@@ -191,7 +191,7 @@ def make_plan(options: Options, source: SplatDataset) -> RenderPlan:
 def _indices(options: Options, source: SplatDataset, motion: str) -> Indices:
     if options.indices is not None:
         return Indices.parse(options.indices)
-    return rollouts.kept(source) if motion == "rollout" else source.plan.pictures
+    return rollout_file.kept(source) if motion == "rollout" else source.plan.pictures
 
 
 def main(options: Options) -> None:

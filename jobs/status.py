@@ -16,8 +16,8 @@ import tyro
 
 from jobs.cli import run
 from models.errors import UserError
-from pipeline.status import survey
-from pipeline.store import Store
+from pipeline.inspection.status import survey
+from pipeline.storage.store import Store
 
 SHOWN = 10
 

@@ -19,11 +19,11 @@ from models.errors import UserError, check_name
 from models.kernels import KERNELS
 from models.losses import Objective
 from models.perceptual import load_lpips
-from pipeline import training
-from pipeline.cluster import connect
-from pipeline.indices import LARGEST
-from pipeline.recipe import Budget, Recipe
-from pipeline.training_set import check
+from pipeline.datasets.indices import LARGEST
+from pipeline.execution.cluster import connect
+from pipeline.training import distributed
+from pipeline.training.recipe import Budget, Recipe
+from pipeline.training.training_set import check
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def main(options: Options) -> None:
         print("no --lpips file: training without the perceptual term; pictures will be softer")
     else:
         load_lpips(options.lpips)
-    training.claim(options.out)
+    distributed.claim(options.out)
     model, start = options.model(), None
     weights = options.weights or (str(checkpoint.PRETRAINED) if options.distil else None)
     if weights is not None:
@@ -165,7 +165,7 @@ def main(options: Options) -> None:
         seed=options.seed,
     )
     budget = Budget(options.steps, options.minutes, options.report_every, options.save_every)
-    settings = training.Run(
+    settings = distributed.Run(
         photos=absolute(options.photos),
         out=options.out,
         recipe=recipe,
@@ -178,7 +178,7 @@ def main(options: Options) -> None:
     with connect() as cluster:
         if cluster.gpus:
             cluster.require_gpus(options.workers)
-        last = training.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(options.workers, 1))
+        last = distributed.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(options.workers, 1))
     print(f"trained {last['step']:,.0f} steps in {last['minutes']:.1f} minutes: {options.out}/weights.safetensors")
 
 

@@ -16,8 +16,8 @@ import tyro
 
 from jobs.cli import check_numbers, run
 from models.errors import UserError
-from pipeline.store import Store
-from pipeline.verification import Finding, repair, verify
+from pipeline.inspection.verification import Finding, repair, verify
+from pipeline.storage.store import Store
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from models import checkpoint, sampler
 from models.denoiser import Denoiser, DenoiserConfig
 from models.measures import psnr
 from models.perceptual import random_weights
-from pipeline.batches import as_image
-from pipeline.preparation import prepare
+from pipeline.photographs.preparation import prepare
+from pipeline.training.batches import as_image
 
 # The tests' own S3: held from now on, since the processes of Ray have the environment that they are started with.
 S3_SOCKET = socket.socket()

@@ -22,11 +22,11 @@ from test_plan import PICTURES, PLAN
 from jobs.cli import describe
 from models.errors import UserError
 from models.splats import PARAMETERS
-from pipeline import plan_file, records
-from pipeline.dataset import to_table, write_table
-from pipeline.plan import GenerationPlan, Plan, RenderPlan, file_name
-from pipeline.production import commit
-from pipeline.store import Store
+from pipeline.datasets import plan_file, records
+from pipeline.datasets.plan import GenerationPlan, Plan, RenderPlan, file_name
+from pipeline.datasets.splat_dataset import to_table, write_table
+from pipeline.execution.production import commit
+from pipeline.storage.store import Store
 
 FIELDS = {k: v for k, v in PLAN.to_dict().items() if k not in ("format_version", "kind")}
 SPLATS = GenerationPlan(**{**FIELDS, "count": 9, "shard_size": 3, "rows": 2, "columns": 2})

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from models.denoiser import Denoiser, DenoiserConfig
-from pipeline.augmentation import AugmentedDenoiser, draw_transforms, warp
-from pipeline.batches import augment
+from pipeline.training.augmentation import AugmentedDenoiser, draw_transforms, warp
+from pipeline.training.batches import augment
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ import torch
 from jobs import benchmark, cli
 from models.rasterize import rasterize
 from models.splats import random_field
-from pipeline import benchmark_press
-from pipeline.benchmark_baseline import eager_draw
+from pipeline.benchmark import press
+from pipeline.benchmark.baseline import eager_draw
 
 
 def test_the_baseline_draws_what_the_rasterizer_draws():
@@ -42,9 +42,9 @@ def test_a_run_measures_what_it_was_asked_for(tmp_path, capsys, monkeypatch):
 
 
 def test_the_press_is_measured_beside_its_encoders(capsys, monkeypatch):
-    monkeypatch.setattr(benchmark_press, "SIDE", 64)
-    monkeypatch.setattr(benchmark_press, "RUNS", (("png", "files", 1),))
-    monkeypatch.setattr(benchmark_press, "EXTENTS", {"cpu": benchmark_press.Extent(2, 1, 0.2, ((1.0, 1.0),))})
+    monkeypatch.setattr(press, "SIDE", 64)
+    monkeypatch.setattr(press, "RUNS", (("png", "files", 1),))
+    monkeypatch.setattr(press, "EXTENTS", {"cpu": press.Extent(2, 1, 0.2, ((1.0, 1.0),))})
     assert cli.run(benchmark.Options, benchmark.main, ["--device", "cpu", "--only", "press"]) == 0
     said = capsys.readouterr().out
     found = re.search(r"PNG 64 px: pipeline (.*?) pictures/s, encoders alone (.*?), share (\d+)%", said)

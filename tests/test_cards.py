@@ -8,7 +8,7 @@ import pytest
 from huggingface_hub import DatasetCard
 
 from pipeline import open_dataset
-from pipeline.dataset import schema
+from pipeline.datasets.splat_dataset import schema
 
 COUNT = 230
 

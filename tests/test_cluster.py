@@ -11,7 +11,7 @@ from conftest import session_of
 
 from jobs import cli, generate, render
 from models.errors import UserError
-from pipeline.cluster import Cluster
+from pipeline.execution.cluster import Cluster
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,7 +65,7 @@ def test_a_part_of_a_gpu_that_ray_cannot_give_is_refused(job, capsys):
 def test_as_many_actors_are_placed_as_there_are_parts_of_gpus(cluster):
     # GPUs by name alone: Ray places by what a node says that it has. On two of them 0.4 of a GPU fits four times.
     cluster.add_node(num_cpus=1, num_gpus=2, object_store_memory=80 * 2**20)
-    code = "import time, jobs, ray\nfrom pipeline.cluster import connect\n"
+    code = "import time, jobs, ray\nfrom pipeline.execution.cluster import connect\n"
     code += "with connect() as cluster:\n"
     code += (
         "    room, actor = cluster.capacity(None, num_gpus=0.4)(), ray.remote(num_cpus=0, num_gpus=0.4)(Exception)\n"
@@ -99,7 +99,7 @@ def test_an_address_without_a_cluster_is_named_in_one_line(tiny_weights, tmp_pat
 @pytest.mark.slow
 def test_a_private_ray_listens_to_this_machine_alone():
     # A process of its own, as a command starts it; its session's sockets are those of its Ray.
-    code = "import jobs, sys; from pipeline.cluster import connect\n"
+    code = "import jobs, sys; from pipeline.execution.cluster import connect\n"
     code += "with connect(): print('up', flush=True); sys.stdin.read()"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_ENABLE")}
     process = subprocess.Popen(

@@ -14,7 +14,7 @@ from ray import autoscaler
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from jobs import cli, generate
-from pipeline.cluster import Cluster
+from pipeline.execution.cluster import Cluster
 
 ROOT = Path(__file__).parents[1]
 LAUNCHER = ROOT / "cluster/cluster.yaml"

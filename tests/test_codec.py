@@ -9,9 +9,9 @@ from test_store import make_plan
 from models.measures import psnr
 from models.rasterize import rasterize
 from models.splats import LIMITS, PARAMETERS, random_field
-from pipeline.codec import CODECS, COVER, LOGARITHMIC, UNITS, Shape
-from pipeline.dataset import to_table, write_table
-from pipeline.indices import Indices
+from pipeline.datasets.codec import CODECS, COVER, LOGARITHMIC, UNITS, Shape
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.splat_dataset import to_table, write_table
 
 KIB = 1024
 

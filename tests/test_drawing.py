@@ -7,10 +7,10 @@ from PIL import Image
 from test_sinks import drawn
 
 from jobs import render
-from pipeline import drawing
-from pipeline.dataset import SplatDataset
-from pipeline.drawing import draw, frame_of
-from pipeline.indices import Indices
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.rendering import drawing
+from pipeline.rendering.drawing import draw, frame_of
 
 
 @pytest.mark.parametrize("fit", ["crop", "letterbox", "stretch"])

@@ -8,8 +8,8 @@ from conftest import decibels
 from PIL import ExifTags, Image, features
 
 from models.errors import UserError
-from pipeline import encoders
-from pipeline.encoders import ENCODINGS, Picture
+from pipeline.rendering import encoders
+from pipeline.rendering.encoders import ENCODINGS, Picture
 
 PHOTO = sorted((Path(__file__).parent / "photos").glob("*.jpg"))[0]
 FACTS = {"index": 7, "seed": 2**62, "kernel": "wavelet", "source": "ab" * 32}

@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from models.errors import UserError
-from pipeline.framing import fit, parse_region, parse_size, parse_zoom, region_text, zoom, zoom_text
+from pipeline.rendering.framing import fit, parse_region, parse_size, parse_zoom, region_text, zoom, zoom_text
 
 WHOLE = (0.0, 0.0, 1.0, 1.0)
 

@@ -31,19 +31,21 @@ from jobs import benchmark, cli, demo, evaluate, gallery, generate, prepare, ren
 from models import checkpoint
 from models.perceptual import load_lpips
 from models.splats import random_field
-from pipeline import plan_file, preparation, rollouts, sources, training_set
-from pipeline.contents import check_pictures, check_splats
-from pipeline.dataset import SplatDataset, to_table, write_table
-from pipeline.indices import Indices
-from pipeline.pictures import load_pictures
-from pipeline.plan import GenerationPlan, Plan
-from pipeline.production import commit
-from pipeline.reader import open_dataset
-from pipeline.rendering import render_shard
-from pipeline.rollouts import Rollout
-from pipeline.status import survey
-from pipeline.store import Store
-from pipeline.verification import verify_shard
+from pipeline.datasets import plan_file, rollout_file
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import GenerationPlan, Plan
+from pipeline.datasets.reader import open_dataset
+from pipeline.datasets.rollout_file import Rollout
+from pipeline.datasets.splat_dataset import SplatDataset, to_table, write_table
+from pipeline.evaluation.pictures import load_pictures
+from pipeline.execution.production import commit
+from pipeline.inspection.contents import check_pictures, check_splats
+from pipeline.inspection.status import survey
+from pipeline.inspection.verification import verify_shard
+from pipeline.photographs import preparation, sources
+from pipeline.rendering.renderer import render_shard
+from pipeline.storage.store import Store
+from pipeline.training import training_set
 
 EACH = 323  # of 31 kinds: 10,000 and some
 FILES = (
@@ -135,7 +137,7 @@ def make_dataset(root: Path, precision: str) -> Path:
     with store.create(plan.data(shard)) as output:
         write_table(to_table(plan, shard.indices, fields.numpy()), output.file)
     commit(store, shard, plan.data(shard), output.bytes, output.sha256, started=0.0, device="cpu")
-    rollouts.write(store, plan, [Rollout(1, [0.0, 0.5], torch.zeros(2, 3, 16, 16), fields[:2])])
+    rollout_file.write(store, plan, [Rollout(1, [0.0, 0.5], torch.zeros(2, 3, 16, 16), fields[:2])])
     return root
 
 
@@ -186,7 +188,7 @@ def contents(root: Path) -> None:
 
 def kept_rollouts(root: Path) -> None:
     source = SplatDataset(str(root))
-    for rollout in rollouts.read(source, rollouts.kept(source)):
+    for rollout in rollout_file.read(source, rollout_file.kept(source)):
         assert len(rollout.times) == len(rollout.noisy) == len(rollout.fields)
 
 
@@ -233,7 +235,7 @@ def targets(ground: Path, tiny_weights: Path, prepared_cats: str, vgg_weights) -
     for root in (splats, compact):
         path = root / "data/shard-00000.parquet"
         found[f"{root.name} shard"] = Target(path, partial(contents, root), altered_parquet)
-    found["rollouts"] = Target(splats / rollouts.ROLLOUTS, partial(kept_rollouts, splats), altered_parquet)
+    found["rollouts"] = Target(splats / rollout_file.ROLLOUTS, partial(kept_rollouts, splats), altered_parquet)
     for form, root in pictures.items():
         path = min([*root.glob("data/*"), *root.glob("shard-00000/*")])
         kind = altered_parquet if form == "parquet" else None
@@ -276,7 +278,7 @@ def commands(ground: Path, weights: Path, photos: str) -> dict[str, tuple[type, 
         plan_file.check(Store(options.out), plan)
         source.require(plan.pictures)
         if plan.motion == "rollout":
-            rollouts.require(source, plan.pictures)
+            rollout_file.require(source, plan.pictures)
 
     def plan_page(options: gallery.Options) -> None:
         source = SplatDataset(options.splats)

@@ -19,8 +19,8 @@ from PIL import Image
 
 from jobs import cli, gallery, generate
 from models.rasterize import WHOLE, rasterize, to_uint8
-from pipeline.dataset import SplatDataset
-from pipeline.indices import Indices
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.splat_dataset import SplatDataset
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 SOFTWARE_WEBGL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]

@@ -17,11 +17,11 @@ from PIL import Image
 from jobs import cli, generate, verify
 from models import checkpoint, sampler
 from models.denoiser import DenoiserConfig
-from pipeline import records, rollouts
-from pipeline.dataset import SplatDataset
-from pipeline.indices import Indices
-from pipeline.plan_file import PLAN_FILE
-from pipeline.sampling import generate_shard
+from pipeline.datasets import records, rollout_file
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan_file import PLAN_FILE
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.generation.sampling import generate_shard
 
 ROOT = Path(__file__).parents[1]
 COUNT = 22
@@ -103,8 +103,8 @@ def test_the_rollout_sheet_goes_from_noise_to_the_generated_picture(clean, tiny_
 
 def test_kept_rollouts_hold_every_step_and_end_as_the_dataset(splats):
     source = SplatDataset(str(splats))
-    kept = list(rollouts.read(source, Indices.parse("3,9")))
-    assert rollouts.kept(source) == Indices.parse("3,9")
+    kept = list(rollout_file.read(source, Indices.parse("3,9")))
+    assert rollout_file.kept(source) == Indices.parse("3,9")
     for rollout, (_, field) in zip(kept, source.read(Indices.parse("3,9")), strict=True):
         assert rollout.times == pytest.approx(sampler.early(2)[:2])
         assert rollout.noisy.shape == (2, 3, 64, 64)

@@ -9,26 +9,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-import test_evaluation
+import test_fidelity
 import torch
 from PIL import Image
-from test_evaluation import BlockMeans
+from test_fidelity import BlockMeans
 
 from jobs import cli, evaluate, generate
 from models.measures import border_ratio
 from models.rasterize import rasterize, to_uint8
-from pipeline import report
-from pipeline.closeups import LARGE
-from pipeline.dataset import SplatDataset
-from pipeline.indices import Indices
-from pipeline.measurement import Extent, Weighed, measure
-from pipeline.pictures import Photographs, Source, load_photographs
-from pipeline.report_page import render_page
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.evaluation import report
+from pipeline.evaluation.closeups import LARGE
+from pipeline.evaluation.measurement import Extent, Weighed, measure
+from pipeline.evaluation.page import render_page
+from pipeline.evaluation.pictures import Photographs, Source, load_photographs
 
 COUNT = 70
 
 # Workers cannot import tests.
-ray.cloudpickle.register_pickle_by_value(test_evaluation)
+ray.cloudpickle.register_pickle_by_value(test_fidelity)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.patches import CROPS, compare_patches, crops
+from pipeline.evaluation.patches import CROPS, compare_patches, crops
 
 
 def test_windows_are_parts_of_their_picture_at_places_of_its_number_alone() -> None:

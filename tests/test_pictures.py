@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from models.errors import UserError
-from pipeline.pictures import load_photographs, load_pictures
-from pipeline.preparation import prepare
+from pipeline.evaluation.pictures import load_photographs, load_pictures
+from pipeline.photographs.preparation import prepare
 
 
 def scenes(count: int) -> np.ndarray:

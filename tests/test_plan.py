@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from jobs import cli
 from models.errors import UserError
-from pipeline.indices import Indices
-from pipeline.plan import CODE_VERSION, GenerationPlan, Plan, RenderPlan
-from pipeline.plan_file import PLAN_FILE, claim, load
-from pipeline.store import Store
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import CODE_VERSION, GenerationPlan, Plan, RenderPlan
+from pipeline.datasets.plan_file import PLAN_FILE, claim, load
+from pipeline.storage.store import Store
 
 PLAN = GenerationPlan(
     count=10,

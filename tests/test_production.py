@@ -16,7 +16,7 @@ import pytest
 from conftest import data_bytes, ray_workers
 
 from jobs import cli, generate
-from pipeline.progress import Console, Progress
+from pipeline.execution.progress import Console, Progress
 
 ROOT = Path(__file__).parents[1]
 SHARDS = 30

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader
 from models.errors import UserError
 from models.rasterize import VIEWS, rasterize, to_uint8
 from pipeline import open_dataset
-from pipeline.dataset import SplatDataset
-from pipeline.indices import Indices
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.splat_dataset import SplatDataset
 
 ROOT = Path(__file__).parents[1]
 COUNT = 230  # in row groups of 64, 64, 22, and 64, 16

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import json
 import os
@@ -13,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import files, pixels, wait_for_session_end
+from conftest import files, pixels, session_of, wait_for_session_end
 from PIL import Image
 
 from jobs import cli, render
 from models.rasterize import rasterize, to_uint8
-from pipeline import records
-from pipeline.dataset import SplatDataset
-from pipeline.indices import Indices
-from pipeline.rendering import render_shard
-from pipeline.store import Store
+from pipeline.datasets import records
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.rendering.renderer import render_shard
+from pipeline.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,7 +127,7 @@ def test_a_run_killed_in_the_middle_and_run_again_gives_the_same_bytes(splats, t
             assert time.monotonic() < deadline
             time.sleep(0.005)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_session(process.pid)
         process.wait()
     wait_for_session_end(process.pid)
     kept = {name: (out / "_stats" / f"{name}.json").read_bytes() for name in committed(out)}
@@ -138,6 +139,14 @@ def test_a_run_killed_in_the_middle_and_run_again_gives_the_same_bytes(splats, t
     assert {name: (out / "_stats" / f"{name}.json").read_bytes() for name in kept} == kept
     records_of = [[(r.shard, r.sha256) for r in records.committed(Store(str(place)))] for place in (out, clean)]
     assert records_of[0] == records_of[1]
+
+
+def kill_session(session: int) -> None:
+    """SIGKILL every process of a session at once; Ray puts each of its own into a group of its own."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and session_of(entry) == session:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(entry.name), signal.SIGKILL)
 
 
 def committed(out: Path) -> set[str]:

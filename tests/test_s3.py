@@ -23,9 +23,9 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from jobs import cli, prepare, render, status, verify
 from jobs import generate as generate_job
 from models.errors import UserError
-from pipeline import plan_file
-from pipeline.plan import Plan
-from pipeline.store import Store
+from pipeline.datasets import plan_file
+from pipeline.datasets.plan import Plan
+from pipeline.storage.store import Store
 
 ERROR = b"<Error><Code>%s</Code><Message>We are %s.</Message></Error>"
 

@@ -7,9 +7,9 @@ import pytest
 
 from jobs import benchmark, cli
 from models.denoiser import DenoiserConfig
-from pipeline import scaling
-from pipeline.records import Record
-from pipeline.scaling_cases import Extent, steady_rate
+from pipeline.benchmark import scaling
+from pipeline.benchmark.scaling_cases import Extent, steady_rate
+from pipeline.datasets.records import Record
 
 MODEL = DenoiserConfig(splats_per_patch=4, width=16, blocks=1, heads=2)
 
@@ -18,7 +18,7 @@ MODEL = DenoiserConfig(splats_per_patch=4, width=16, blocks=1, heads=2)
 def tiny(tiny_weights, monkeypatch):
     """The work of one CPU, tiny."""
     extent = Extent(tiny_weights, 1, 8, 2, 2, 4, 1, 32, 4, 3, 1, 40, MODEL, lpips=False, detail=0)
-    monkeypatch.setattr("pipeline.scaling_cases.CPU", extent)
+    monkeypatch.setattr("pipeline.benchmark.scaling_cases.CPU", extent)
 
 
 def measured(tmp_path, *works: str) -> list[dict]:

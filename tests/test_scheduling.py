@@ -10,12 +10,12 @@ import torch
 from test_plan import PLAN
 
 from models.errors import UserError
-from pipeline.indices import Indices
-from pipeline.plan import Shard
-from pipeline.progress import Progress
-from pipeline.records import Record
-from pipeline.scheduling import Ended, run_shards
-from pipeline.workers import ActorWorkers, TaskWorkers
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import Shard
+from pipeline.datasets.records import Record
+from pipeline.execution.progress import Progress
+from pipeline.execution.scheduling import Ended, run_shards
+from pipeline.execution.workers import ActorWorkers, TaskWorkers
 
 SHARDS = [Shard(i, Indices((range(10 * i, 10 * i + 10),))) for i in range(6)]
 THIRD = SHARDS[3].name

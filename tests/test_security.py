@@ -21,13 +21,15 @@ from models import checkpoint
 from models.errors import UserError
 from models.inception import load_inception
 from models.perceptual import load_lpips
-from pipeline import plan_file, preparation, training_set
-from pipeline.dataset import SplatDataset
-from pipeline.pictures import load_pictures
-from pipeline.plan import Plan
-from pipeline.recipe import Recipe
-from pipeline.store import Store
-from pipeline.training_state import DamagedCheckpoint, State
+from pipeline.datasets import plan_file
+from pipeline.datasets.plan import Plan
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.evaluation.pictures import load_pictures
+from pipeline.photographs import preparation
+from pipeline.storage.store import Store
+from pipeline.training import training_set
+from pipeline.training.recipe import Recipe
+from pipeline.training.state import DamagedCheckpoint, State
 
 ROOT = Path(__file__).parents[1]
 CAT = ROOT / "tests/photos/face.jpg"
@@ -99,7 +101,7 @@ def test_parquet_does_not_unpickle_a_type_of_its_metadata(tmp_path: Path) -> Non
 def test_no_code_reads_pickles() -> None:
     """Of all calls by these names only torch.load is there, and only of tensors."""
     found = []
-    for path in [path for folder in ("models", "pipeline", "jobs") for path in (ROOT / folder).glob("*.py")]:
+    for path in [path for folder in ("models", "pipeline", "jobs") for path in (ROOT / folder).rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import | ast.ImportFrom):
                 names = {alias.name for alias in node.names} | {getattr(node, "module", None)}

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from jobs import render
-from pipeline.dataset import SplatDataset
-from pipeline.rendering import render_shard
-from pipeline.store import Store
-from pipeline.verification import verify_shard
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.inspection.verification import verify_shard
+from pipeline.rendering.renderer import render_shard
+from pipeline.storage.store import Store
 
 INDICES = "2-5,19"
 

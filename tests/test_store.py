@@ -9,13 +9,13 @@ from test_plan import PLAN
 
 from models.errors import UserError
 from models.splats import PARAMETERS
-from pipeline import records
-from pipeline.dataset import METADATA_KEY, ROW_GROUP, SplatDataset, to_table, write_table
-from pipeline.indices import Indices
-from pipeline.plan import GenerationPlan
-from pipeline.plan_file import claim
-from pipeline.records import Record
-from pipeline.store import Store
+from pipeline.datasets import records
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import GenerationPlan
+from pipeline.datasets.plan_file import claim
+from pipeline.datasets.records import Record
+from pipeline.datasets.splat_dataset import METADATA_KEY, ROW_GROUP, SplatDataset, to_table, write_table
+from pipeline.storage.store import Store
 
 SHARD = "data/shard-00000.parquet"
 RECORD = "_stats/shard-00000.json"

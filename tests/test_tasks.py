@@ -8,7 +8,7 @@ import pytest
 import ray
 
 from models.errors import UserError
-from pipeline.tasks import Pool
+from pipeline.execution.tasks import Pool
 
 # Workers cannot import tests.
 ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])

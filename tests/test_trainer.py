@@ -18,12 +18,12 @@ from models import checkpoint
 from models.denoiser import Denoiser, DenoiserConfig
 from models.errors import UserError
 from models.sampler import noise, sample
-from pipeline.augmentation import LABELS
-from pipeline.batches import Pictures, crop, make_batch
-from pipeline.recipe import Budget, Recipe, learning_rate
-from pipeline.trainer import train
-from pipeline.training_set import TrainingSet, load
-from pipeline.training_state import DamagedCheckpoint, State
+from pipeline.training.augmentation import LABELS
+from pipeline.training.batches import Pictures, crop, make_batch
+from pipeline.training.recipe import Budget, Recipe, learning_rate
+from pipeline.training.state import DamagedCheckpoint, State
+from pipeline.training.trainer import train
+from pipeline.training.training_set import TrainingSet, load
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(

@@ -19,8 +19,8 @@ from jobs import train as job
 from models import checkpoint
 from models.errors import UserError
 from models.sampler import noise, sample
-from pipeline import training
-from pipeline.prepared import RECORD
+from pipeline.photographs.prepared import RECORD
+from pipeline.training import distributed
 
 ROOT = Path(__file__).parents[1]
 STEPS, REPORT, SAVE = 32, 4, 16
@@ -164,7 +164,7 @@ def last_sheet(out: Path, process: subprocess.Popen, after: str) -> str:
 
 
 def one_fails(number: int) -> None:
-    with training.agreed(2):
+    with distributed.agreed(2):
         if number == 1:
             raise UserError("only one rank knows")
 

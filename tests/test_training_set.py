@@ -12,9 +12,9 @@ from conftest import pixels
 from PIL import Image
 
 from models.errors import UserError
-from pipeline import prepared
-from pipeline.preparation import prepare
-from pipeline.training_set import TrainingSet, load
+from pipeline.photographs import prepared
+from pipeline.photographs.preparation import prepare
+from pipeline.training.training_set import TrainingSet, load
 
 CATS = Path(__file__).parent / "photos"
 

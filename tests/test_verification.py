@@ -21,13 +21,13 @@ from test_generation import command as generate_command
 
 from jobs import cli, render, status, verify
 from models.splats import PARAMETERS, random_field
-from pipeline import plan_file
-from pipeline.dataset import SplatDataset, to_table, write_table
-from pipeline.plan import GenerationPlan, Plan
-from pipeline.production import commit
-from pipeline.rendering import render_shard
-from pipeline.store import Store
-from pipeline.verification import verify_shard
+from pipeline.datasets import plan_file
+from pipeline.datasets.plan import GenerationPlan, Plan
+from pipeline.datasets.splat_dataset import SplatDataset, to_table, write_table
+from pipeline.execution.production import commit
+from pipeline.inspection.verification import verify_shard
+from pipeline.rendering.renderer import render_shard
+from pipeline.storage.store import Store
 
 SPLATS = "data/shard-00001.parquet"
 

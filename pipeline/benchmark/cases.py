@@ -1,0 +1,215 @@
+"""What the benchmark measures of the models: drawing, its backward pass, training, network calls, rollouts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models import sampler
+from models.losses import Objective, training_loss
+from models.perceptual import Lpips, random_weights
+from models.rasterize import rasterize
+from models.sampler import SOLVERS
+from models.vgg import STAGES, Vgg16
+from pipeline.benchmark.baseline import EagerDenoiser, eager_draw
+from pipeline.benchmark.bench import BACKWARD_CALLS, FORWARD_CALLS, MATRIX_FLOPS, SPECIAL_FUNCTIONS, Bench, Row
+from pipeline.training.batches import Pictures, make_batch
+from pipeline.training.recipe import Budget, Recipe
+from pipeline.training.state import State
+from pipeline.training.trainer import train
+from pipeline.training.training_set import TrainingSet
+
+# Side in pixels: pictures at once, on a GPU and on a CPU.
+SIZES = {64: (4096, 8), 128: (1024, 2), 256: (256, 1), 512: (64, 1), 1024: (16, 1), 2048: (4, 1), 4096: (1, 1)}
+BACKWARD_SIZES = (64, 128, 256, 1024)
+# Pixels of one call of the baseline: it holds a dozen tensors of 144 numbers a pixel.
+BASELINE_PIXELS = {"cuda": 1 << 20, "cpu": 1 << 16}
+CALLS = 16
+
+
+def draw(bench: Bench) -> None:
+    """Drawing, forward, cats of the bundled weights."""
+    for side, (many, few) in SIZES.items():
+        count = many if bench.cuda else few
+        fields, pixels = bench.fields(count), side * side
+        band = min(side, max(8, BASELINE_PIXELS[bench.device] // side // 8 * 8))
+        some = bench.fields(max(1, min(count, BASELINE_PIXELS[bench.device] // pixels)))
+        with torch.inference_mode():
+            row = bench.measure(
+                f"draw {side} px x {count}",
+                "Mpx",
+                count * pixels / 1e6,
+                partial(rasterize, fields, side, side),
+                baseline=(
+                    len(some) * band * side / 1e6,
+                    partial(eager_draw, some, band, side),
+                ),
+                limit=bench.limit(SPECIAL_FUNCTIONS / (144 * FORWARD_CALLS) / 1e6),
+            )
+        if side == 64:
+            bench.report(f"that is {row.rate * 1e6 / pixels:,.0f} pictures/s")
+
+
+def draw_bytes(bench: Bench) -> None:
+    """Drawing as bytes, and how long they take to reach the host."""
+    count, side = (16, 1024) if bench.cuda else (1, 256)
+    fields = bench.fields(count)
+    with torch.inference_mode():
+        bench.measure(
+            f"draw {side} px x {count} as bytes, to the host",
+            "Mpx",
+            count * side * side / 1e6,
+            lambda: rasterize(fields, side, side, dtype=torch.uint8).cpu(),
+        )
+
+
+def draw_backward(bench: Bench) -> None:
+    """Gradients of the splats from those of the pixels, without the forward pass."""
+    for side in BACKWARD_SIZES:
+        many, few = SIZES[side]
+        count = max(1, many // 4) if bench.cuda else few
+        if side > 256 and not bench.cuda:
+            continue
+        some = max(1, min(count, BASELINE_PIXELS[bench.device] // 4 // side**2))
+        band = min(side, max(8, BASELINE_PIXELS[bench.device] // 4 // side // 8 * 8))
+        forward = next((row for row in bench.rows if row.name.startswith(f"draw {side} px x")), None)
+        row = bench.measure(
+            f"draw {side} px x {count}, backward",
+            "Mpx",
+            count * side * side / 1e6,
+            _gradient(bench, partial(rasterize, height=side, width=side), count),
+            baseline=(
+                some * band * side / 1e6,
+                _gradient(bench, partial(eager_draw, height=band, width=side), some),
+            ),
+            limit=bench.limit(SPECIAL_FUNCTIONS / (144 * BACKWARD_CALLS) / 1e6),
+        )
+        if forward is not None:
+            bench.report(f"that is {forward.rate / row.rate:.2f} times as long as forward")
+
+
+def _gradient(bench: Bench, function: Callable[[torch.Tensor], torch.Tensor], count: int) -> Callable[[], object]:
+    field = bench.fields(count).requires_grad_()
+    image = function(field)
+    given = torch.randn_like(image)
+    return lambda: torch.autograd.grad(image, field, given, retain_graph=True)
+
+
+class _EnoughError(Exception):
+    """Leaves the training loop without its last checkpoint."""
+
+
+def training(bench: Bench) -> None:
+    """Steps of the training loop itself, without LPIPS: drawn at 64 px alone."""
+    _train(bench, "train", lpips=False, detailed=0.0)
+
+
+def training_lpips(bench: Bench) -> None:
+    """The same with LPIPS at 64 px, 3/8 of the pictures also drawn at 128 px, LPIPS there on a quarter of these."""
+    _train(bench, "train, LPIPS and 128 px", lpips=True, detailed=0.375)
+
+
+def _train(bench: Bench, name: str, *, lpips: bool, detailed: float) -> None:
+    device = torch.device(bench.device)
+    objective = Objective(detail_perceptual_share=0.25)
+    recipe = Recipe(objective=objective, batch=512 if bench.cuda else 4, lpips=lpips)
+    eyes = _random_lpips(device) if lpips else None
+    state = State.new(recipe, device)
+    rates: list[float] = []
+    every, reports = (20, 6) if bench.cuda else (1, 3)
+
+    def report(metrics: dict[str, float], folder: Path | None) -> None:
+        rates.append(metrics["pictures_per_second"])
+        if len(rates) == reports:
+            raise _EnoughError
+
+    pictures = _random_pictures(device, detailed)
+    budget = Budget(steps=1_000_000, report_every=every, save_every=1_000_000)
+    with bench.peak() as peak, tempfile.TemporaryDirectory() as folder, contextlib.suppress(_EnoughError):
+        train(state, recipe, budget, pictures, report=report, work=Path(folder), perceptual=eyes)
+    warm = rates[1:]  # the first holds the compilation
+    rate = statistics.median(warm)
+    flops = 6 * sum(p.numel() for p in state.model.parameters()) * 64
+    spread = (max(warm) - min(warm)) / rate
+    baseline = _train_baseline(bench, recipe, detailed, eyes) if bench.baselines else None
+    limit, seconds = bench.limit(MATRIX_FLOPS / flops), recipe.batch / rate
+    compiled = every * recipe.batch / rates[0] - every * seconds
+    note = f"batch {recipe.batch}; compiled in {compiled:.0f} s" if bench.cuda else f"batch {recipe.batch}"
+    bench.add(Row(name, "pictures", rate, seconds, spread, len(warm), peak[0], baseline, limit, note))
+
+
+def _train_baseline(bench: Bench, recipe: Recipe, detailed: float, eyes: Lpips | None) -> float:
+    recipe = dataclasses.replace(recipe, batch=100 if bench.cuda else 2)
+    model = EagerDenoiser(recipe.model).to(bench.device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
+    batch = make_batch(recipe, _random_pictures(torch.device(bench.device), detailed), 0, 0, 1)
+    kept = {key: value for key, value in batch.items() if key in ("clean", "noise", "t", "detailed")}
+
+    def step() -> None:
+        training_loss(model, model, objective=recipe.objective, lpips=eyes, **kept)["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return recipe.batch / statistics.median(bench.time(step)[0])
+
+
+def _random_pictures(device: torch.device, detailed: float, count: int = 1024) -> Pictures:
+    chance = np.random.default_rng(0)
+    large = round(count * detailed)
+    return Pictures(
+        TrainingSet(
+            small=chance.integers(0, 256, (count, 64, 64, 3), dtype=np.uint8),
+            large=chance.integers(0, 256, (large, 256, 256, 3), dtype=np.uint8),
+            large_rows=np.arange(large),
+        ),
+        device,
+    )
+
+
+def _random_lpips(device: torch.device) -> Lpips:
+    weights = random_weights(torch.Generator().manual_seed(0))
+    heads = [weights[f"lin{stage}.weight"] for stage in range(len(STAGES))]
+    return Lpips(Vgg16(weights), heads).to(device).eval()
+
+
+def network(bench: Bench) -> None:
+    """Calls of the denoiser, without drawing."""
+    batch, some = (2048, 256) if bench.cuda else (8, 8)
+    noise, t = torch.randn(batch, 3, 64, 64, device=bench.device), torch.full((batch,), 0.5, device=bench.device)
+    compiled, eager = bench.compiled, bench.eager
+    flops = 2 * sum(p.numel() for p in compiled.parameters()) * 64
+    with torch.inference_mode():
+        bench.measure(
+            f"network call, batch {batch}",
+            "calls",
+            batch,
+            lambda: compiled(noise, t),
+            baseline=(some, lambda: eager(noise[:some], t[:some])),
+            limit=bench.limit(MATRIX_FLOPS / flops),
+        )
+
+
+def rollout(bench: Bench) -> None:
+    """Whole rollouts from noise on the device, each solver."""
+    batch, some, steps = (2048, 64, CALLS) if bench.cuda else (2, 2, 4)
+    noise = sampler.noise(0, range(batch), 64, 64).to(bench.device)
+    for solver in SOLVERS:
+        bench.measure(
+            f"rollout {solver}, {steps} calls, batch {batch}",
+            "pictures",
+            batch,
+            partial(sampler.sample, bench.compiled, noise, steps=steps, solver=solver),
+            baseline=(
+                some,
+                partial(sampler.sample, bench.eager, noise[:some], steps=steps, solver=solver),
+            ),
+        )

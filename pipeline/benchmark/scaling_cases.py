@@ -1,0 +1,205 @@
+"""What --scaling measures: training, generation and rendering on some units, as the jobs run them.
+
+A unit is one GPU with its part of the CPUs, or one CPU.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from models import checkpoint
+from models.denoiser import DenoiserConfig
+from models.perceptual import random_weights
+from pipeline.benchmark.storage import bulk_plan
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import RenderPlan
+from pipeline.datasets.records import Record, committed
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.execution.cluster import Cluster
+from pipeline.generation import generator
+from pipeline.photographs.preparation import prepare
+from pipeline.rendering import renderer
+from pipeline.rendering.press import balance
+from pipeline.storage.store import Store
+from pipeline.training import distributed
+from pipeline.training.recipe import Budget, Recipe
+
+
+@dataclass(frozen=True)
+class Extent:
+    """The work of one unit."""
+
+    weights: Path
+    calls: int  # network calls a generated picture
+    generated: int  # pictures
+    generated_shard: int
+    batch: int  # pictures through the network at once, when generating
+    drawn: int  # pictures
+    drawn_shard: int
+    side: int  # pixels of a drawn picture
+    trained: int  # pictures a step
+    steps: int
+    report_every: int
+    photographs: int
+    model: DenoiserConfig = field(default_factory=DenoiserConfig)
+    lpips: bool = True
+    detail: int = 256
+
+
+# At least sampling.COMPILED_PICTURES are generated, so that the network is the compiled one of bulk generation.
+GPU = Extent(checkpoint.PRETRAINED, 16, 51_200, 1024, 256, 8192, 128, 512, 512, 200, 20, 1024)
+CPU = Extent(
+    checkpoint.PRETRAINED, 2, 16, 2, 2, 8, 1, 256, 8, 6, 1, 64, DenoiserConfig(blocks=2), lpips=False, detail=0
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run found. `rate` counts from when all workers have warmed up, `seconds` is all of it but Ray's start."""
+
+    pictures: int
+    rate: float  # pictures a second
+    seconds: float
+    note: str = ""
+
+
+@dataclass
+class Bench:
+    """Where to measure, and what several runs share."""
+
+    extent: Extent
+    folder: Path
+    largest: int
+    cuda: bool
+    runs: int = 0
+
+    @property
+    def device(self) -> str:
+        """As the jobs call it."""
+        return "gpu" if self.cuda else "cpu"
+
+    def workers(self, units: int, share: float) -> int:
+        """Processes that fill the units, each with `share` of a GPU, or a CPU."""
+        return units * round(1 / share) if self.cuda else units
+
+    def new_folder(self) -> str:
+        """A place for the next run."""
+        self.runs += 1
+        return str(self.folder / f"run-{self.runs}")
+
+    def splats(self) -> SplatDataset:
+        """Cats enough for the largest rendering; made at the first call."""
+        out = str(self.folder / "splats")
+        weights = self.extent.weights.read_bytes()
+        count = self.extent.drawn * self.largest
+        plan = bulk_plan(weights, count=count, size=max(1, count // 64), batch=self.extent.batch, steps=4)
+        generator.generate(plan, weights, Store(out), device=self.device)
+        return SplatDataset(out)
+
+    def photographs(self) -> str:
+        """A prepared set of coloured clouds, three in eight of them large; made at the first call."""
+        out = self.folder / "prepared"
+        if not out.exists():
+            chance = np.random.default_rng(0)
+            source = self.folder / "photographs"
+            source.mkdir()
+            for number in range(self.extent.photographs):
+                cloud = Image.fromarray(chance.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+                side = 256 if number % 8 < 3 else 64
+                cloud.resize((side, side), Image.Resampling.BICUBIC).save(source / f"{number:05d}.png")
+            prepare([str(source)], str(out))
+        return str(out)
+
+    def lpips(self) -> str | None:
+        """A file of LPIPS with random weights, which are as slow as trained ones."""
+        if not self.extent.lpips:
+            return None
+        path = self.folder / "lpips.safetensors"
+        if not path.exists():
+            save_file(random_weights(torch.Generator().manual_seed(0)), path)
+        return str(path)
+
+
+def generate(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
+    """As jobs.generate; the rate is that of shards written."""
+    extent = bench.extent
+    weights, store = extent.weights.read_bytes(), Store(bench.new_folder())
+    count = extent.generated * times
+    plan = bulk_plan(weights, count=count, size=extent.generated_shard, batch=extent.batch, steps=extent.calls)
+    workers = bench.workers(units, generator.GPUS_PER_WORKER)
+    begun = time.monotonic()
+    generator.generate(plan, weights, store, workers=workers, device=bench.device)
+    return Run(count, steady_rate(committed(store), workers), time.monotonic() - begun)
+
+
+def render(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
+    """As jobs.render, to JPEG in Parquet."""
+    source = bench.splats()
+    extent, store = bench.extent, Store(bench.new_folder())
+    count = extent.drawn * times
+    plan = RenderPlan(
+        source=source.plan.fingerprint(),
+        seed=source.plan.seed,
+        indices=str(Indices.first(count)),
+        shard_size=extent.drawn_shard,
+        width=extent.side,
+        height=extent.side,
+        kernel=source.plan.kernel,
+        neighbourhood=source.plan.neighbourhood,
+        view="colour",
+        output="parquet",
+        encoding="jpeg",
+        quality=90,
+        threads=1,
+    )
+    workers = bench.workers(units, renderer.GPUS_PER_WORKER)
+    begun = time.monotonic()
+    summary = renderer.render(source, plan, store, workers=workers, device=bench.device)
+    seconds = time.monotonic() - begun
+    return Run(count, steady_rate(committed(store), workers), seconds, balance(summary.timings))
+
+
+def train(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
+    """As jobs.train, data-parallel; the rate is that of all reports but the first, which holds the compilation."""
+    photos, lpips = bench.photographs(), bench.lpips()
+    extent, out = bench.extent, bench.new_folder()
+    distributed.claim(out)
+    settings = distributed.Run(
+        photos=photos,
+        out=out,
+        recipe=Recipe(model=extent.model, batch=extent.trained * times, lpips=lpips is not None),
+        budget=Budget(steps=extent.steps, report_every=extent.report_every, save_every=extent.steps),
+        workers=units,
+        detail=extent.detail,
+        lpips=lpips,
+    )
+    begun = time.monotonic()
+    distributed.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(units, 1))
+    seconds = time.monotonic() - begun
+    warm = json.loads(Path(out, "history.json").read_text())[1:]
+    rate = len(warm) / sum(1 / entry["pictures_per_second"] for entry in warm)
+    return Run(extent.steps * settings.recipe.batch, rate, seconds)
+
+
+WORKS: dict[str, Callable[[Bench, Cluster, int, int], Run]] = {"train": train, "generate": generate, "render": render}
+
+
+def steady_rate(records: Iterator[Record], workers: int) -> float:
+    """Pictures a second from when `workers` shards have ended, by when all workers have warmed up, to the last end.
+
+    Of a shard that was begun before, that part counts which falls into this time.
+    """
+    ended = sorted(records, key=lambda record: record.finished)
+    assert len(ended) > workers
+    begin, end = ended[workers - 1].finished, ended[-1].finished
+    pictures = sum(r.rows * min(1.0, (r.finished - begin) / max(r.seconds, 1e-3)) for r in ended[workers:])
+    return pictures / max(end - begin, 1e-3)

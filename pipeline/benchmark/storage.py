@@ -1,0 +1,138 @@
+"""What the benchmark measures from end to end: noise to Parquet, and Parquet to encoded pictures."""
+
+from __future__ import annotations
+
+import multiprocessing
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing.synchronize import Barrier
+
+import numpy as np
+import torch
+
+from models import checkpoint
+from models.rasterize import rasterize, to_uint8
+from pipeline.benchmark.baseline import eager_draw
+from pipeline.benchmark.bench import Bench, Row
+from pipeline.datasets import plan_file
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import GenerationPlan
+from pipeline.datasets.splat_dataset import SplatDataset, write_table
+from pipeline.execution.threads import ordered
+from pipeline.generation.sampling import COMPILED_PICTURES, generate_shard, plan_for, prepare
+from pipeline.rendering.encoders import Picture, encode_jpeg
+from pipeline.storage.store import Store
+
+# Processes of one GPU, as bulk generation has them.
+PROCESSES = 2
+SIDE = 512
+
+
+def generate(bench: Bench) -> None:
+    """Noise to committed Parquet files, in as many processes as bulk generation gives one GPU or one CPU core."""
+    batch, size, shards = (2048, 4096, 16) if bench.cuda else (4, 4, 3)
+    weights, steps = checkpoint.read(checkpoint.PRETRAINED), 16 if bench.cuda else 4
+    plan = bulk_plan(weights, count=max(size * shards, COMPILED_PICTURES), size=size, batch=batch, steps=steps)
+    processes = PROCESSES if bench.cuda else 1
+    with folder() as place:
+        start = multiprocessing.get_context("spawn")
+        gate = start.Barrier(processes + 1)
+        work = partial(_work, plan, bench.device, place, gate, processes, shards)
+        running = [start.Process(target=work, args=(number,), daemon=True) for number in range(processes)]
+        for process in running:
+            process.start()
+        gate.wait(timeout=500)  # until all have warmed up
+        begun = time.perf_counter()
+        gate.wait(timeout=500)
+        seconds = time.perf_counter() - begun
+        for process in running:
+            process.join()
+    rate = shards * size / seconds
+    bare = next((row for row in bench.rows if row.name.startswith("rollout deis")), None)
+    note = f"{rate / bare.rate:.0%} of the bare rollout" if bare else ""
+    name = f"generate deis, {plan.steps} calls, {shards} shards of {size}"
+    bench.add(Row(name, "pictures", rate, seconds, 0.0, 1, None, bare.baseline if bare else None, None, note))
+
+
+def _work(
+    plan: GenerationPlan, device: str, place: str, gate: Barrier, processes: int, shards: int, number: int
+) -> None:
+    """Make every `processes`-th shard, from number `number` on, between two passages of the gate."""
+    torch.set_num_threads(plan.threads)
+    denoiser = prepare(checkpoint.load(checkpoint.PRETRAINED), plan, device)
+    store = Store(place)
+    generate_shard(denoiser, plan, plan.shard(shards))
+    gate.wait()
+    for id in range(number, shards, processes):
+        shard = plan.shard(id)
+        table = generate_shard(denoiser, plan, shard)
+        with store.create(plan.data(shard)) as output:
+            write_table(table, output.file)
+    gate.wait()
+
+
+def read(bench: Bench) -> None:
+    """Stored splats to JPEG pictures: read, drawn as bytes, encoded on every core."""
+    count = 512 if bench.cuda else 4
+    weights = checkpoint.read(checkpoint.PRETRAINED)
+    plan = bulk_plan(weights, count=count, size=count, batch=count if bench.cuda else 4, steps=4)
+    with folder() as place:
+        store = Store(place)
+        plan_file.claim(store, plan)
+        table = generate_shard(bench.denoiser, plan, plan.shard(0))
+        with store.create(plan.data(plan.shard(0))) as output:
+            write_table(table, output.file)
+        source = SplatDataset(place)
+
+        def pictures(some: Indices) -> Iterator[np.ndarray]:
+            for _, fields in source.read(some):
+                for part in fields.to(bench.device).split(8):
+                    yield from to_uint8(rasterize(part, SIDE, SIDE, dtype=torch.uint8)).cpu().numpy()
+
+        def eagerly() -> None:
+            for _, fields in source.read(Indices.first(2)):
+                for field in fields.to(bench.device).split(1):
+                    _jpeg(to_uint8(eager_draw(field, SIDE, SIDE))[0].cpu().numpy())
+
+        with torch.inference_mode():
+            bench.measure(
+                f"Parquet to JPEG of {SIDE} px",
+                "pictures",
+                count,
+                lambda: [None for _ in ordered(_jpeg, pictures(Indices.first(count)))],
+                baseline=(2, eagerly),
+            )
+
+
+def _jpeg(picture: np.ndarray) -> bytes:
+    return encode_jpeg(Picture({}, [picture]), 90)
+
+
+def bulk_plan(weights: bytes, *, count: int, size: int, batch: int, steps: int) -> GenerationPlan:
+    """The plan of bulk generation with some weights, in shards of `size`."""
+    return plan_for(
+        weights,
+        "to measure with",
+        count=count,
+        shard_size=size,
+        seed=0,
+        solver="deis",
+        schedule="early",
+        steps=steps,
+        batch_size=batch,
+        threads=1,
+    )
+
+
+@contextmanager
+def folder() -> Iterator[str]:
+    """A temporary folder; what is in it is gone when the block ends."""
+    path = tempfile.mkdtemp(prefix="splatcats-benchmark-")
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,93 @@
+"""Choices that only the device can make: tiles of the kernels, modes of the compiler. Not part of a plain benchmark."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from models import checkpoint, kernels, rasterize_triton, sampler
+from models.rasterize import rasterize
+from pipeline.benchmark.bench import Bench
+
+# Pixel rows, columns, splats at once of a warp's tile.
+TILES = {
+    64: [(8, 8, 1), (8, 8, 2), (8, 8, 4), (4, 8, 2), (4, 8, 4), (4, 8, 1)],
+    128: [(8, 8, 2), (8, 16, 1), (8, 16, 2), (16, 16, 1), (4, 16, 2)],
+    1024: [(8, 16, 2), (16, 16, 1), (8, 32, 1), (4, 32, 1), (16, 16, 2), (16, 32, 1), (8, 16, 1)],
+}
+# Pixels at once, and splats a lane.
+BLOCKS = [(8, 4), (8, 2), (16, 8), (16, 4), (4, 2)]
+MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
+COUNT = {64: 4096, 128: 1024, 1024: 16}
+
+
+def tune_forward(bench: Bench) -> None:
+    """Every tile, and culling on and off."""
+    kept = dict(rasterize_triton.FORWARD_TILES), kernels.NEGLIGIBLE[torch.float32]
+    try:
+        for side, tiles in TILES.items():
+            fields = bench.fields(COUNT[side])
+            for tile in tiles:
+                rasterize_triton.FORWARD_TILES = {0: tile}
+                with torch.inference_mode():
+                    bench.measure(
+                        f"draw {side} px, tile {tile}",
+                        "Mpx",
+                        len(fields) * side**2 / 1e6,
+                        partial(rasterize, fields, side, side),
+                    )
+            rasterize_triton.FORWARD_TILES = kept[0]
+            for negligible in (1e-30, 1e-4):
+                kernels.NEGLIGIBLE[torch.float32] = negligible
+                with torch.inference_mode():
+                    bench.measure(
+                        f"draw {side} px, negligible {negligible}",
+                        "Mpx",
+                        len(fields) * side**2 / 1e6,
+                        partial(rasterize, fields, side, side),
+                    )
+            kernels.NEGLIGIBLE[torch.float32] = kept[1]
+    finally:
+        rasterize_triton.FORWARD_TILES, kernels.NEGLIGIBLE[torch.float32] = kept
+
+
+def tune_backward(bench: Bench) -> None:
+    """Every block of the backward pass, and skipping rows of pixels or not."""
+    kept = rasterize_triton.BACKWARD_BLOCK, rasterize_triton.BACKWARD_SPLATS, rasterize_triton.CULLED_PIXELS
+    try:
+        for side in (64, 128):
+            field = bench.fields(COUNT[side] // 4).requires_grad_()
+            image = rasterize(field, side, side)
+            given = torch.randn_like(image)
+            choices = [(block, splats, kept[2]) for block, splats in BLOCKS] + [(*kept[:2], 0)]
+            for choice in choices:
+                block, splats, culled = choice
+                rasterize_triton.BACKWARD_BLOCK, rasterize_triton.BACKWARD_SPLATS = block, splats
+                rasterize_triton.CULLED_PIXELS = culled
+                bench.measure(
+                    f"backward {side} px, block {block}, {splats} splats a lane, culled from {culled} px",
+                    "Mpx",
+                    len(field) * side**2 / 1e6,
+                    partial(torch.autograd.grad, image, field, given, retain_graph=True),
+                )
+    finally:
+        rasterize_triton.BACKWARD_BLOCK, rasterize_triton.BACKWARD_SPLATS, rasterize_triton.CULLED_PIXELS = kept
+
+
+def tune_network(bench: Bench) -> None:
+    """Every mode of the compiler, at two sizes of batches; the first call of each compiles."""
+    eager = bench.denoiser
+    for batch in (256, 1024, 2048):
+        noise, t = torch.randn(batch, 3, 64, 64, device=bench.device), torch.full((batch,), 0.5, device=bench.device)
+        with torch.inference_mode():
+            expected = eager(noise, t)
+            bench.measure(f"network, batch {batch}, eager", "calls", batch, partial(eager, noise, t))
+        for mode in MODES:
+            torch.compiler.reset()
+            model = checkpoint.load(checkpoint.PRETRAINED).to(bench.device)
+            sampler.compile_backbone(model, mode)
+            with torch.inference_mode():
+                bench.measure(f"network, batch {batch}, {mode}", "calls", batch, partial(model, noise, t))
+                apart = (model(noise, t) - expected).abs().mean()
+            bench.report(f"mean difference of the splats from eager: {float(apart):.2e}")

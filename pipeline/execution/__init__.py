@@ -1,0 +1,1 @@
+"""How work runs: shards through one scheduler on Ray's tasks and actors, its progress; threads within a process."""

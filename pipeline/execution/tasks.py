@@ -1,0 +1,90 @@
+"""Pure functions over Ray tasks: results in the order of the jobs, a bounded number of tasks at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.exceptions
+import torch
+from ray import ObjectRef
+
+from models.errors import UserError
+from pipeline.execution.cluster import Cluster
+
+MAX_RETRIES = 2
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Where tasks run: at most `limit` at once, each on a GPU of its own or on one CPU thread."""
+
+    limit: int
+    options: dict[str, float]
+    device: str
+    stall_seconds: float
+
+    @classmethod
+    def on(cls, cluster: Cluster, *, workers: int | None, device: str, stall_seconds: float) -> Pool:
+        """All GPUs or CPUs of a cluster, or `workers` of them; UserError for a device or GPUs that it has not."""
+        use_gpu = cluster.has_gpu(device)
+        limit = workers or max(1, int(cluster.gpus if use_gpu else cluster.cpus))
+        if use_gpu:
+            cluster.require_gpus(limit)
+            return cls(limit, {"num_gpus": 1.0}, "cuda", stall_seconds)
+        return cls(limit, {"num_cpus": cluster.cpu_share(limit, 1)}, "cpu", stall_seconds)
+
+    def share(self, value: Any) -> ObjectRef:
+        """Put a large argument of many jobs where every machine fetches it once; jobs receive the value itself."""
+        return ray.put(value)
+
+    def map(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
+        """Yield `function(*job)` for every job, in order. `function` is pure, so that a lost task can run again.
+
+        Every task computes with one thread, since the number of threads changes the last bits. UserErrors of a task
+        are raised here as they are. UserError where no task ends for `stall_seconds`, or a process is lost for good.
+        """
+        task = _call.options(max_retries=MAX_RETRIES, **self.options)
+        waiting = iter(enumerate(jobs))
+        running: dict[ObjectRef, int] = {}
+        done: dict[int, Any] = {}
+        following = 0
+        try:
+            while True:
+                while len(running) < self.limit and (job := next(waiting, None)):
+                    running[task.remote(function, *job[1])] = job[0]
+                if not running:
+                    break
+                ended, _ = ray.wait(list(running), num_returns=1, timeout=self.stall_seconds)
+                if not ended:
+                    raise UserError(
+                        f"no task ended for {self.stall_seconds:.0f} s; see that the cluster has free CPUs or GPUs,"
+                        " or allow more time with --stall-minutes"
+                    )
+                done[running.pop(ended[0])] = _result(ended[0])
+                while following in done:
+                    yield done.pop(following)
+                    following += 1
+        finally:
+            for ref in running:
+                ray.cancel(ref, force=True)
+
+
+@ray.remote
+def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        return function(*arguments)
+
+
+def _result(ref: ObjectRef) -> Any:
+    try:
+        return ray.get(ref)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayError as error:
+        raise UserError(f"a process of the evaluation was lost {MAX_RETRIES + 1} times: {error}") from None

@@ -1,0 +1,1 @@
+"""Noise to datasets of splats, on Ray actors that load the model."""

@@ -1,0 +1,92 @@
+"""One shard of noise to one table of splats; noise, the device's work and what follows it overlap. Knows no Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models import checkpoint, sampler
+from models.denoiser import Denoiser
+from models.errors import UserError
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import GenerationPlan, Shard
+from pipeline.datasets.splat_dataset import to_table
+from pipeline.execution.threads import ordered
+
+# Datasets of at least so many pictures are worth the minute that compiling takes in every process.
+COMPILED_PICTURES = 50_000
+
+
+def plan_for(weights: bytes, name: str, **chosen: Any) -> GenerationPlan:
+    """The plan with the fields `chosen` for serialised weights, which give the others.
+
+    UserError, which calls them `name`, if they cannot be used.
+    """
+    config = checkpoint.parse(weights, name).config
+    shape = {key: getattr(config, key) for key in ("rows", "columns", "splats_per_patch", "kernel", "neighbourhood")}
+    return GenerationPlan(model=checkpoint.fingerprint(weights), **shape, **chosen)
+
+
+def prepare(denoiser: Denoiser, plan: GenerationPlan, device: str) -> Denoiser:
+    """The denoiser on the device that generates `plan`, compiled where that pays: a function of the plan alone."""
+    denoiser = denoiser.to(device)
+    if device == "cuda" and plan.count >= COMPILED_PICTURES:
+        sampler.compile_backbone(denoiser)
+    return denoiser
+
+
+def generate_shard(denoiser: Denoiser, plan: GenerationPlan, shard: Shard) -> pa.Table:
+    """The splats of one shard, from the device the denoiser is on: its table, see `splat_dataset.schema`.
+
+    On one kind of device a pure function of the arguments, and of torch's number of threads on a CPU: the noise of
+    a picture comes from its index, and the batches begin at the shard's first picture.
+    """
+    batches = [
+        shard.indices.between(start, start + plan.batch_size) for start in range(0, len(shard.indices), plan.batch_size)
+    ]
+    make_noise = partial(noise_of, denoiser, plan)
+    fields: Iterator[np.ndarray]
+    if next(denoiser.parameters()).device.type == "cpu":
+        # A process has the cores that its plan gives it: nothing to overlap with.
+        fields = (_sample(denoiser, plan, make_noise(batch)).numpy() for batch in batches)
+    else:
+        fields = _overlapped(denoiser, plan, ordered(make_noise, batches))
+    tables = []
+    for batch, field in zip(batches, fields, strict=True):
+        if not (np.abs(field) <= np.finfo(np.float16).max).all():
+            raise UserError(f"the weights give splats that are not finite numbers, in {shard.name}: use other weights")
+        tables.append(to_table(plan, batch, field))
+    return pa.concat_tables(tables)
+
+
+def noise_of(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) -> Tensor:
+    """The noise of some pictures [B, 3, Y, X], on the CPU."""
+    if not plan.between:
+        return sampler.noise(plan.seed, list(indices), *denoiser.size)
+    first, last = sampler.noise(plan.seed, [int(i) for i in plan.between.split(",")], *denoiser.size)
+    return sampler.slerp(first, last, torch.tensor(list(indices)) / (plan.count - 1))
+
+
+def _sample(denoiser: Denoiser, plan: GenerationPlan, noise: Tensor) -> Tensor:
+    return sampler.sample(denoiser, noise, steps=plan.steps, solver=plan.solver, schedule=plan.schedule)
+
+
+def _overlapped(denoiser: Denoiser, plan: GenerationPlan, noises: Iterator[Tensor]) -> Iterator[np.ndarray]:
+    """Fields, on the host, of batches of noise; the device gets all of its work before it is waited for.
+
+    Batches are filled up to the plan's size, so that a compiled network sees one shape.
+    """
+    copies = []
+    for noise in noises:
+        full = F.pad(noise, (0, 0, 0, 0, 0, 0, 0, plan.batch_size - len(noise))).pin_memory()
+        field = _sample(denoiser, plan, full.to("cuda", non_blocking=True))[: len(noise)]
+        copies.append(torch.empty(field.shape, pin_memory=True).copy_(field, non_blocking=True))
+    torch.cuda.synchronize()
+    return (copy.numpy() for copy in copies)

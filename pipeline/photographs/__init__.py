@@ -1,0 +1,1 @@
+"""Photographs wherever they lie, made the prepared set that training and evaluation read."""

@@ -1,0 +1,153 @@
+"""From splats to uint8 pixels: pictures in bands of bounded size, and the frames of those that move.
+
+Every output takes its pixels from `bands`, so the same splats at the same size are the same pixels in all of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.rasterize import rasterize, to_uint8
+from pipeline.datasets import rollout_file
+from pipeline.datasets.indices import Indices
+from pipeline.datasets.plan import RenderPlan
+from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.rendering.encoders import Facts, Picture
+from pipeline.rendering.framing import Frame, fit, parse_region, parse_zoom, zoom
+
+# At most so many pixels are floating point numbers at once: larger pictures are drawn in bands, smaller ones together.
+# On a GPU one call draws enough to outweigh its start; on a CPU it is the encoders that should not wait long.
+PIXELS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 23}
+# How long the last frame of an animation stands.
+HOLD_MILLISECONDS = 1000
+
+
+def frame_of(plan: RenderPlan, aspect: float) -> Frame:
+    """Where a plan's pictures show what, for splats on a grid whose columns are `aspect` times its rows."""
+    return fit(plan.width, plan.height, parse_region(plan.region), plan.fit, aspect)
+
+
+def facts_of(plan: RenderPlan, index: int) -> Facts:
+    """What is known of a picture of the plan, for its reader."""
+    names = ("seed", "kernel", "view", "width", "height", "region", "fit", "source")
+    return {"index": index, **{name: getattr(plan, name) for name in names}}
+
+
+def bands(fields: Tensor, frame: Frame, plan: RenderPlan) -> Iterator[np.ndarray]:
+    """Draw splat fields [B, H, W, K, P] from top to bottom, some rows at a time: uint8 [B, rows, width, 3]."""
+    rows = max(1, PIXELS_AT_ONCE[fields.device.type] // (frame.width * len(fields)))
+    for top in range(0, frame.height, rows):
+        yield _band(fields, frame, plan, top, min(top + rows, frame.height))
+
+
+@torch.inference_mode()
+def _band(fields: Tensor, frame: Frame, plan: RenderPlan, top: int, bottom: int) -> np.ndarray:
+    first, last = (min(max(row - frame.top, 0), frame.inner_height) for row in (top, bottom))
+    inside = None
+    if first < last:
+        x0, y0, x1, y1 = frame.region
+        down = (y1 - y0) / frame.inner_height
+        # Beside y1 itself there may be no room for the rounding of a sum.
+        low = y0 + last * down if last < frame.inner_height else y1
+        drawn = rasterize(
+            fields,
+            last - first,
+            frame.inner_width,
+            region=(x0, y0 + first * down, x1, low),
+            kernel=plan.kernel,
+            neighbourhood=plan.neighbourhood,
+            view=plan.view,
+            dtype=torch.uint8,
+        )
+        inside = _to_host(to_uint8(drawn))
+        if inside.shape[1:3] == (bottom - top, frame.width):
+            return inside
+    band = np.zeros((len(fields), bottom - top, frame.width, 3), dtype=np.uint8)
+    if inside is not None:
+        above = frame.top + first - top
+        band[:, above : above + last - first, frame.left : frame.left + frame.inner_width] = inside
+    return band
+
+
+def _to_host(pixels: Tensor) -> np.ndarray:
+    if not pixels.is_cuda:
+        return pixels.numpy()
+    # Pinned memory is copied to at the full rate of the bus; torch keeps it for the next band.
+    host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
+    host.copy_(pixels, non_blocking=True)
+    copied = torch.cuda.Event(blocking=True)  # sleep: a thread that spins takes a core from the encoders
+    copied.record()
+    copied.synchronize()
+    return host.numpy()
+
+
+def draw(fields: Tensor, frame: Frame, plan: RenderPlan) -> np.ndarray:
+    """Draw splat fields [B, H, W, K, P] whole: uint8 [B, height, width, 3]; a pure function of its arguments."""
+    parts = list(bands(fields, frame, plan))
+    return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def fields_of(source: SplatDataset, indices: Indices, device: str, at_once: int) -> Iterator[tuple[list[int], Tensor]]:
+    """The chosen pictures' numbers and splat fields on `device`, at most `at_once` together."""
+    for numbers, fields in source.read(indices):
+        there = fields.to(device)
+        for start in range(0, len(numbers), at_once):
+            yield numbers[start : start + at_once], there[start : start + at_once]
+
+
+def standing(source: SplatDataset, plan: RenderPlan, indices: Indices, device: str) -> Iterator[Picture]:
+    """The chosen pictures, one frame each."""
+    frame = frame_of(plan, source.plan.columns / source.plan.rows)
+    at_once = max(1, PIXELS_AT_ONCE[device] // (frame.width * frame.height))
+    for numbers, fields in fields_of(source, indices, device, at_once):
+        for index, pixels in zip(numbers, draw(fields, frame, plan), strict=True):
+            yield Picture(facts_of(plan, index), [pixels])
+
+
+def zooming(source: SplatDataset, plan: RenderPlan, indices: Indices, device: str) -> Iterator[Picture]:
+    """Each of the chosen pictures as a zoom along the plan's path."""
+    frame = frame_of(plan, source.plan.columns / source.plan.rows)
+    views = [frame.showing(region) for region in zoom(frame.region, parse_zoom(plan.path), plan.frames)]
+    for numbers, field in fields_of(source, indices, device, 1):
+        yield _moving(plan, numbers[0], [draw(field, view, plan)[0] for view in views], path=plan.path)
+
+
+def becoming(source: SplatDataset, plan: RenderPlan, indices: Indices, device: str) -> Iterator[Picture]:
+    """Each of the chosen pictures as its rollout: the noise, then the splats that the network answered at each step."""
+    frame = frame_of(plan, source.plan.columns / source.plan.rows)
+    for rollout in rollout_file.read(source, indices):
+        steps = rollout.fields.to(device).split(1)
+        frames = [_noise(rollout.noisy[:1], frame), *(draw(field, frame, plan)[0] for field in steps)]
+        yield _moving(plan, rollout.index, frames, times=json.dumps([0.0, *rollout.times]))
+
+
+def _noise(noisy: Tensor, frame: Frame) -> np.ndarray:
+    """What the network first saw, [1, 3, Y, X], in a frame as large squares: uint8 [height, width, 3]."""
+    x0, y0, x1, y1 = frame.region
+    height, width = noisy.shape[2:]
+    row = ((y0 + (y1 - y0) * (torch.arange(frame.inner_height) + 0.5) / frame.inner_height) * height).long()
+    column = ((x0 + (x1 - x0) * (torch.arange(frame.inner_width) + 0.5) / frame.inner_width) * width).long()
+    inside = noisy[:, :, row.clamp(max=height - 1)][..., column.clamp(max=width - 1)]
+    right, below = frame.width - frame.left - frame.inner_width, frame.height - frame.top - frame.inner_height
+    return to_uint8(F.pad(inside, (frame.left, right, frame.top, below), value=-1.0))[0].numpy()
+
+
+def succeeding(source: SplatDataset, plan: RenderPlan, indices: Indices, device: str) -> Iterator[Picture]:
+    """All of the chosen pictures as the frames of one animation, which has the number of the first."""
+    still = list(standing(source, plan, indices, device))
+    yield _moving(plan, still[0].index, [picture.frames[0] for picture in still], pictures=str(indices))
+
+
+def _moving(plan: RenderPlan, index: int, frames: list[np.ndarray], **known: str) -> Picture:
+    milliseconds = [plan.frame_milliseconds] * (len(frames) - 1) + [HOLD_MILLISECONDS]
+    return Picture({**facts_of(plan, index), "motion": plan.motion, **known}, frames, milliseconds)
+
+
+Motion = Callable[[SplatDataset, RenderPlan, Indices, str], Iterator[Picture]]
+MOTIONS: dict[str, Motion] = {"none": standing, "zoom": zooming, "rollout": becoming, "pictures": succeeding}

@@ -1,0 +1,144 @@
+"""Batches for training: photographs on the device where they fit, streamed from the host where they do not."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.losses import draw_times
+from models.rasterize import Region
+from pipeline.training.augmentation import LABELS, draw_transforms, warp
+from pipeline.training.recipe import Recipe
+from pipeline.training.training_set import TrainingSet
+
+# Part of a GPU's free memory that photographs may take; the rest is the training step's.
+DEVICE_SHARE = 0.4
+# Windows of a detailed photograph start at multiples of this many pixels.
+WINDOW_STEP = 8
+
+
+class Pictures:
+    """A rank's photographs, uint8: `small` [N, Y, X, 3] and, for some rows, `large` [M, S, S, 3]."""
+
+    def __init__(self, photographs: TrainingSet, device: torch.device) -> None:
+        self.device = device
+        self.small = torch.from_numpy(photographs.small)
+        self.large = torch.from_numpy(photographs.large)
+        plain = np.setdiff1d(np.arange(len(self.small)), photographs.large_rows)
+        self.large_rows = torch.from_numpy(photographs.large_rows).to(device)
+        self.plain_rows = torch.from_numpy(plain).to(device)
+        size = self.small.nbytes + self.large.nbytes
+        self.resident = device.type == "cpu" or size < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
+        if self.resident:
+            self.small, self.large = self.small.to(device), self.large.to(device)
+
+    def detailed_in(self, count: int) -> int:
+        """How many of `count` pictures of a batch are detailed: their share of the photographs, rounded."""
+        return round(count * len(self.large_rows) / len(self.small))
+
+    def draw(self, count: int, detailed: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Random pictures in [-1, 1], `detailed` ones first: all at model size [count, 3, Y, X], those large as well.
+
+        A coin decides for each whether it is mirrored.
+        """
+        of_large = self._rows(len(self.large_rows), detailed, generator)
+        plain = self.plain_rows[self._rows(len(self.plain_rows), count - detailed, generator)]
+        rows = torch.cat([self.large_rows[of_large], plain])
+        mirrored = torch.rand(count, generator=generator, device=self.device) < 0.5
+        small = self._take(self.small, rows, mirrored)
+        return small, self._take(self.large, of_large, mirrored[:detailed])
+
+    def _rows(self, among: int, count: int, generator: torch.Generator) -> Tensor:
+        assert among or not count
+        return torch.randint(max(among, 1), (count,), generator=generator, device=self.device)
+
+    def _take(self, pictures: Tensor, rows: Tensor, mirrored: Tensor) -> Tensor:
+        if self.resident:
+            chosen = pictures[rows]
+        else:
+            chosen = pictures[rows.to(pictures.device)]
+            if self.device.type == "cuda":
+                chosen = chosen.pin_memory()  # so that the copy runs beside the host's work
+            chosen = chosen.to(self.device, non_blocking=True)
+        image = as_image(chosen)
+        return torch.where(mirrored[:, None, None, None], image.flip(3), image)
+
+
+def as_image(pictures: Tensor) -> Tensor:
+    """Pictures uint8 [B, Y, X, 3] as [B, 3, Y, X] in [-1, 1]."""
+    return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def make_batch(recipe: Recipe, pictures: Pictures, step: int, rank: int, ranks: int) -> dict[str, Any]:
+    """What `training_loss` needs for one step of one rank; a function of (recipe, step, rank) and the pictures."""
+    device = pictures.device
+    generator = torch.Generator(device).manual_seed(mixed_seed(recipe.seed, step, rank))
+    count = recipe.batch // ranks
+    many = pictures.detailed_in(count)
+    clean, large = pictures.draw(count, many, generator)
+    matrices, labels = draw_transforms(count, recipe.augment, generator, device, recipe.jitter / clean.shape[-1])
+    if recipe.augment or recipe.jitter:
+        clean, large = augment(clean, large, matrices)
+    t = torch.cat([draw_times(recipe.objective, n, generator, device) for n in (many, count - many)])
+    batch: dict[str, Any] = {
+        "clean": clean,
+        "t": t,
+        "noise": torch.randn(clean.shape, generator=generator, device=device),
+        "hints": (labels,),
+    }
+    if many:
+        chance = random.Random(mixed_seed(recipe.seed, step))
+        batch["detailed"], batch["region"] = crop(large, recipe.detail_pixels, chance)
+    return batch
+
+
+def make_distillation_batch(recipe: Recipe, pictures: Pictures, step: int, rank: int, ranks: int) -> dict[str, Any]:
+    """What `distillation_loss` needs for one step of one rank; a function of the same."""
+    device = pictures.device
+    generator = torch.Generator(device).manual_seed(mixed_seed(recipe.seed, step, rank))
+    count = recipe.batch // ranks
+    clean, _ = pictures.draw(count, pictures.detailed_in(count), generator)
+    chance = random.Random(mixed_seed(recipe.seed, step))
+    *_, region = window(2 * recipe.detail_pixels, recipe.detail_pixels, chance)
+    noise = torch.randn(clean.shape, generator=generator, device=device)
+    return {"clean": clean, "noise": noise, "hints": (clean.new_zeros(count, LABELS),), "region": region}
+
+
+def augment(clean: Tensor, large: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Move pictures [B, 3, Y, X] and, alike, those at the front that are `large` too [M, 3, S, S]."""
+    many = len(large)
+    large = warp(large, matrices[:many], "bilinear")
+    # Reduced from the moved large ones, so that the two sizes show the same.
+    front = F.interpolate(large, size=clean.shape[2:], mode="area") if many else clean[:0]
+    return torch.cat([front, warp(clean[many:], matrices[many:], "bicubic").clamp(-1.0, 1.0)]), large
+
+
+def crop(pictures: Tensor, pixels: int, chance: random.Random) -> tuple[Tensor, Region]:
+    """Pictures as the same window of `pixels` by `pixels` at one scale, see `window`, and its region."""
+    full = pictures.shape[-1]
+    side, top, left, region = window(full, pixels, chance)
+    if full % side == 0:
+        pictures = F.interpolate(pictures, size=(side, side), mode="area")
+    else:
+        pictures = F.interpolate(pictures, size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    return pictures[:, :, top : top + pixels, left : left + pixels], region
+
+
+def window(full: int, pixels: int, chance: random.Random) -> tuple[int, int, int, Region]:
+    """Draw a window of `pixels` in a picture of up to `full`: the picture's side, top and left edge, and the region.
+
+    A third of the time it is the whole picture, reduced; a third, a window at full resolution; else in between.
+    """
+    side = chance.choice([pixels, full, chance.randrange(pixels, full + 1, WINDOW_STEP)])
+    top, left = (chance.randrange(0, side - pixels + 1, WINDOW_STEP) for _ in range(2))
+    return side, top, left, (left / side, top / side, (left + pixels) / side, (top + pixels) / side)
+
+
+def mixed_seed(*parts: int) -> int:
+    """A 32-bit seed from several numbers; torch's CPU generator ignores higher bits, so sums would collide."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])

@@ -1,0 +1,148 @@
+"""What a training checkpoint holds, and how it is written and read: safetensors and JSON."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models import checkpoint
+from models.denoiser import Denoiser
+from models.errors import UserError, one_line
+from pipeline.training.augmentation import AugmentedDenoiser
+from pipeline.training.recipe import Recipe
+
+
+class DamagedCheckpoint(UserError):
+    """A checkpoint whose files are not there, or not whole."""
+
+
+@dataclass
+class State:
+    """What a checkpoint holds."""
+
+    model: AugmentedDenoiser
+    # Averages of its denoiser's weights, one for each of the recipe's widths: which is best shows afterwards.
+    averages: list[Denoiser]
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    @staticmethod
+    def new(recipe: Recipe, device: torch.device, start: Denoiser | None = None) -> State:
+        """Seeded weights, the same on every rank, or those of `start`."""
+        torch.manual_seed(recipe.seed)
+        denoiser = Denoiser(recipe.model)
+        if start is not None:
+            denoiser.load_state_dict(start.state_dict())
+        denoiser.to(device)
+        averages = [copy.deepcopy(denoiser).requires_grad_(False).eval() for _ in recipe.ema_widths]
+        model = AugmentedDenoiser(denoiser).to(device)
+        denoiser.backbone.set_dropout(recipe.dropout)
+        optimizer = torch.optim.AdamW(
+            model.parameters(),
+            lr=recipe.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=recipe.weight_decay,
+            fused=device.type == "cuda",
+        )
+        return State(model, averages, optimizer)
+
+    def save(self, folder: Path, recipe: Recipe) -> None:
+        """Write state.safetensors, state.json, history.json and the averaged weights, see `weights_name`."""
+        tensors = {
+            f"{name}.{key}": p for name, module in self.modules().items() for key, p in module.state_dict().items()
+        }
+        for name, p in self.model.named_parameters():
+            for key, value in self.optimizer.state[p].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "state.safetensors")
+        about = {"step": self.step, "seconds": self.seconds, "recipe": asdict(recipe), "history": self.history}
+        (folder / "state.json").write_text(json.dumps(about))
+        brief: dict[str, Any] = {
+            "step": self.step,
+            "pictures": self.step * recipe.batch,
+            "minutes": self.seconds / 60.0,
+        }
+        brief |= {"recipe": asdict(recipe), "sampling": asdict(recipe.sampling)}
+        for width, average in zip(recipe.ema_widths, self.averages, strict=True):
+            about = {**brief, "ema_width": width}
+            weights = checkpoint.dump(average.state_dict(), recipe.model, precision="float16", about=about)
+            (folder / weights_name(recipe, width)).write_bytes(weights)
+        (folder / "history.json").write_text(json.dumps(self.history))
+
+    def restore(self, folder: Path, recipe: Recipe) -> None:
+        """Read what `save` wrote. Raises UserError where the recipe differs, naming the fields.
+
+        Raises DamagedCheckpoint, with the state as it was, for files that cannot be read.
+        """
+        try:
+            about = json.loads((folder / "state.json").read_text())
+            tensors = load_file(folder / "state.safetensors")
+        except (FileNotFoundError, ValueError, SafetensorError) as error:
+            raise DamagedCheckpoint(one_line(error)) from None
+        before, ours = (flat(json.loads(json.dumps(asdict(one)))) for one in (Recipe(), recipe))
+        theirs = before | flat(about["recipe"])
+        changed = [
+            f"{key} was {theirs.get(key)}, now {ours.get(key)}"
+            for key in sorted(ours.keys() | theirs.keys())
+            if theirs.get(key) != ours.get(key)
+        ]
+        if changed:
+            raise UserError(f"the run in --out has another recipe: {'; '.join(changed)}; give another --out")
+        self.step, self.seconds, self.history = about["step"], about["seconds"], about["history"]
+        for name, module in self.modules().items():
+            start = f"{name}."
+            module.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
+        for name, p in self.model.named_parameters():
+            for key in ("exp_avg", "exp_avg_sq"):
+                self.optimizer.state[p][key] = tensors[f"optimizer.{key}.{name}"].to(p.device)
+            step = tensors[f"optimizer.step.{name}"]
+            self.optimizer.state[p]["step"] = step.to(p.device) if p.is_cuda else step
+
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """What has weights, by name."""
+        return {"model": self.model} | {f"average{i}": average for i, average in enumerate(self.averages)}
+
+    def update_averages(self, widths: Sequence[float]) -> None:
+        """Power-function averages (Karras et al., "EDM2", 2024): a width stays a fixed part of the training so far."""
+        current: list[Tensor] = list(self.model.denoiser.parameters())
+        for width, average in zip(widths, self.averages, strict=True):
+            # Equation 126 there: the relative width s of exponent g satisfies s^2 = (g + 1) / ((g + 2)^2 (g + 3)).
+            beta = (1.0 - 1.0 / self.step) ** (average_exponent(width) + 1.0)
+            with torch.no_grad():
+                averaged: list[Tensor] = list(average.parameters())
+                torch._foreach_lerp_(averaged, current, 1.0 - beta)
+
+
+def weights_name(recipe: Recipe, width: float) -> str:
+    """The file of one average: weights.safetensors for the recipe's first width, weights-0.1.safetensors for others."""
+    return "weights.safetensors" if width == recipe.ema_widths[0] else f"weights-{width:g}.safetensors"
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with keys like model.width."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return leaves
+
+
+@cache
+def average_exponent(width: float) -> float:
+    """Solve (g + 1) / ((g + 2)^2 (g + 3)) = width^2 for g >= 0 by bisection."""
+    low, high = 0.0, 1e4
+    for _ in range(100):
+        g = 0.5 * (low + high)
+        low, high = (g, high) if (g + 1) / ((g + 2) ** 2 * (g + 3)) > width**2 else (low, g)
+    return low

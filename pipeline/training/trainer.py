@@ -1,0 +1,175 @@
+"""The training loop of one rank: pictures on a device in, checkpoints out. Knows neither Ray nor storage.
+
+`distributed` runs it under Ray Train. The same step follows from the same (recipe, step, rank) whenever it is
+run: every random choice is drawn from a generator seeded with the three.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from models.denoiser import Denoiser
+from models.distillation import distillation_loss
+from models.errors import UserError
+from models.losses import TERMS, draw_times, lerp, training_loss, velocity_loss
+from models.perceptual import Lpips
+from pipeline.rendering.sheets import sample_sheet
+from pipeline.training.batches import Pictures, as_image, make_batch, make_distillation_batch, mixed_seed
+from pipeline.training.recipe import Budget, Recipe, learning_rate
+from pipeline.training.state import State
+
+# Takes the metrics of one report, and the folder that holds the checkpoint where one was made (on rank 0 only).
+Report = Callable[[dict[str, float], Path | None], None]
+
+
+def train(
+    state: State,
+    recipe: Recipe,
+    budget: Budget,
+    pictures: Pictures,
+    *,
+    report: Report,
+    work: Path,
+    heldout: Tensor | None = None,
+    perceptual: Lpips | None = None,
+    teacher: Denoiser | None = None,
+    rank: int = 0,
+    ranks: int = 1,
+) -> None:
+    """Train `state` on until the budget is spent; call `report` on every rank equally often.
+
+    `state`, `pictures` and `perceptual` are on one device. Checkpoints are made in `work` by rank 0 and handed to
+    `report`, with the loss of the photographs `heldout`, uint8 [N, Y, X, 3]. `teacher`: what is distilled, where
+    recipe.distil is not 0. Raises UserError, on all ranks alike, when the loss is not finite; the checkpoints reported
+    so far stay good.
+    """
+    device = pictures.device
+    model: torch.nn.Module = state.model
+    denoiser = state.model.denoiser
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+        # The blocks are alike: one compilation serves all, and their gradients are ready, to be reduced over the ranks,
+        # one after the other.
+        for block in [*denoiser.backbone.blocks, *(teacher.backbone.blocks if teacher else [])]:
+            block.compile(dynamic=False)
+        if perceptual is not None:
+            perceptual.compile(dynamic=False)
+    if ranks > 1:
+        model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+
+    loss: Callable[..., dict[str, Tensor]]
+    if teacher is None:
+        make, loss = make_batch, partial(training_loss, model, denoiser)
+    else:
+        make = make_distillation_batch
+        loss = partial(
+            distillation_loss, model, denoiser, teacher.to(device), calls=recipe.distil, pixels=recipe.detail_pixels
+        )
+    log = Meter(state, recipe, budget, device)
+    with ThreadPoolExecutor(1) as ahead:
+        upcoming = ahead.submit(make, recipe, pictures, state.step, rank, ranks)
+        while log.progress < 1.0:
+            batch = upcoming.result()
+            upcoming = ahead.submit(make, recipe, pictures, state.step + 1, rank, ranks)
+            for group in state.optimizer.param_groups:
+                group["lr"] = learning_rate(recipe, state.step, budget.progress(state.step, state.seconds))
+            torch.manual_seed(mixed_seed(recipe.seed, state.step, rank))  # of dropout
+            terms = loss(objective=recipe.objective, lpips=perceptual, **batch)
+            terms["loss"].backward()
+            terms["norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
+            state.optimizer.step()
+            state.optimizer.zero_grad(set_to_none=True)
+            state.step += 1
+            state.update_averages(recipe.ema_widths)
+            log.add(terms)
+            save = state.step % budget.save_every == 0 or budget.steps == state.step
+            if save or state.step % budget.report_every == 0:
+                metrics = log.flush(ranks)
+                save = save or log.progress >= 1.0
+                if save and rank == 0:
+                    metrics |= validate(state, recipe, pictures, heldout)
+                    state.save(work, recipe)
+                    sample_sheet(state.averages[0], recipe.seed, sampling=recipe.sampling).save(work / "sheet.png")
+                report(metrics, work if save and rank == 0 else None)
+
+
+def validate(state: State, recipe: Recipe, pictures: Pictures, heldout: Tensor | None) -> dict[str, float]:
+    """The average's velocity loss on photographs held out and on as many seen; a widening gap is overfitting.
+
+    Times and noise are the same every time. Also kept in the last entry of the history.
+    """
+    if heldout is None:
+        return {}
+    losses = {}
+    for name, photographs in (("heldout", heldout), ("seen", pictures.small[: len(heldout)])):
+        clean = as_image(photographs.to(pictures.device))
+        generator = torch.Generator(pictures.device).manual_seed(recipe.seed)
+        t = draw_times(recipe.objective, len(clean), generator, pictures.device)
+        noise = torch.randn(clean.shape, generator=generator, device=pictures.device)
+        with torch.inference_mode():
+            field = state.averages[0](lerp(clean, noise, t), t)
+            drawn = state.averages[0].draw(field, *clean.shape[2:])
+            losses[name] = float(velocity_loss(drawn, clean, t, recipe.objective).mean())
+    state.history[-1] |= losses
+    return losses
+
+
+class Meter:
+    """Sums the terms of the loss on the device, and reads them only when a report is due."""
+
+    def __init__(self, state: State, recipe: Recipe, budget: Budget, device: torch.device) -> None:
+        self.state, self.recipe, self.budget, self.device = state, recipe, budget, device
+        self.sums = self.zeros()
+        self.steps = 0
+        self.since = time.monotonic()
+        self.progress = budget.progress(state.step, state.seconds)
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Take one step's terms."""
+        for name, value in terms.items():
+            self.sums[name] += value.detach()
+        self.steps += 1
+
+    def zeros(self) -> dict[str, Tensor]:
+        """Nothing summed yet. All ranks sum the same names, though one may have no detailed pictures."""
+        return {name: torch.zeros((), device=self.device) for name in (*TERMS, "norm")}
+
+    def flush(self, ranks: int) -> dict[str, float]:
+        """Means since the last flush, with rate and time left; the same on every rank. Raises UserError on NaN."""
+        now = time.monotonic()
+        # One clock decides for all ranks when time is up: they must leave the loop at the same step.
+        values = torch.stack([*self.sums.values(), torch.tensor(now - self.since, device=self.device) * self.steps])
+        values = values.double() / self.steps
+        if ranks > 1:
+            dist.all_reduce(values)
+            values /= ranks
+        metrics = dict(zip([*self.sums, "seconds"], values.tolist(), strict=True))
+        seconds = metrics["seconds"]
+        # Terms that are off are 0 on every rank.
+        metrics = {name: value for name, value in metrics.items() if value != 0.0}
+        if not all(math.isfinite(value) for value in metrics.values()):
+            raise UserError(
+                f"the loss is not finite between steps {self.state.step - self.steps} and {self.state.step}; "
+                "the last checkpoint is good: lower --learning-rate and train into another --out"
+            )
+        self.state.seconds += seconds
+        self.progress = self.budget.progress(self.state.step, self.state.seconds)
+        metrics |= {
+            "step": self.state.step,
+            "minutes": self.state.seconds / 60.0,
+            "pictures_per_second": self.steps * self.recipe.batch / seconds,
+            "eta_minutes": self.state.seconds / 60.0 * (1.0 / self.progress - 1.0),
+        }
+        self.state.history.append({key: float(f"{value:.6g}") for key, value in metrics.items()})
+        self.sums, self.steps, self.since = self.zeros(), 0, now
+        return metrics

@@ -23,7 +23,7 @@ import torch
 
 from jobs.cli import run
 from models.errors import UserError, check_name
-from pipeline.benchmark import cases, storage
+from pipeline.benchmark import cases, press, storage
 from pipeline.benchmark.bench import HEADER, Bench, about, line
 
 GROUPS: dict[str, Callable[[Bench], None]] = {
@@ -34,6 +34,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "rollout": cases.rollout,
     "generate": storage.generate,
     "read": storage.read,
+    "press": press.press,
     "train": cases.training,
     "train-lpips": cases.training_lpips,
 }
@@ -50,9 +51,9 @@ class Options:
     """auto (a GPU where there is one), cuda or cpu."""
 
     only: tuple[str, ...] = ()
-    """Some of draw, draw-bytes, draw-backward, network, rollout, generate, read, train, train-lpips; all if not given.
-    On a GPU also tune-forward, tune-backward and tune-network, which try what else the kernels could be. With --scaling
-    some of train, generate, render."""
+    """Some of draw, draw-bytes, draw-backward, network, rollout, generate, read, press, train, train-lpips; all if not
+    given. On a GPU also tune-forward, tune-backward and tune-network, which try what else the kernels could be. With
+    --scaling some of train, generate, render."""
 
     scaling: bool = False
     """Measure instead how training, generation and rendering grow from one GPU to all that are visible (by

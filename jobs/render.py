@@ -34,8 +34,8 @@ from pipeline.rendering.framing import (
     region_text,
     zoom_text,
 )
-from pipeline.rendering.press import balance
-from pipeline.rendering.renderer import GPUS_PER_WORKER, render
+from pipeline.rendering.press import GPUS_PER_WORKER, balance
+from pipeline.rendering.renderer import render
 from pipeline.rendering.sinks import FORMATS, choose
 from pipeline.storage.store import Store
 

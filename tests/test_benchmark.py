@@ -1,14 +1,17 @@
 """The benchmark on a CPU: what it compares with draws the same pictures; a run leaves a table and figures."""
 
 import json
+import re
 import subprocess
 import sys
 
+import pytest
 import torch
 
 from jobs import benchmark, cli
 from models.rasterize import rasterize
 from models.splats import random_field
+from pipeline.benchmark import press
 from pipeline.benchmark.baseline import eager_draw
 
 
@@ -38,10 +41,22 @@ def test_a_run_measures_what_it_was_asked_for(tmp_path, capsys, monkeypatch):
     assert table.count("| draw 64 px x 1 | ") == 2  # once as it was measured, once in the table
 
 
+def test_the_press_is_measured_beside_its_encoders(capsys, monkeypatch):
+    monkeypatch.setattr(press, "SIDE", 64)
+    monkeypatch.setattr(press, "RUNS", (("png", "files", 1),))
+    monkeypatch.setattr(press, "EXTENTS", {"cpu": press.Extent(2, 1, 0.2, ((1.0, 1.0),))})
+    assert cli.run(benchmark.Options, benchmark.main, ["--device", "cpu", "--only", "press"]) == 0
+    said = capsys.readouterr().out
+    found = re.search(r"PNG 64 px: pipeline (.*?) pictures/s, encoders alone (.*?), share (\d+)%", said)
+    pipeline, encoders, share = (float(number.replace(",", "")) for number in found.groups())
+    assert 0 < pipeline < encoders
+    assert share == pytest.approx(100 * pipeline / encoders, abs=2)
+
+
 def test_it_needs_no_ray():
     script = "import sys; sys.modules['ray'] = None; from jobs import benchmark; print(list(benchmark.GROUPS))"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
-    assert "generate" in out.stdout
+    assert "press" in out.stdout
 
 
 def test_mistakes_get_one_line(capsys):

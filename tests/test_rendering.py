@@ -1,16 +1,20 @@
+import contextlib
 import dataclasses
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import files, pixels
+from conftest import files, pixels, session_of, wait_for_session_end
 from PIL import Image
 
 from jobs import cli, render
@@ -94,6 +98,66 @@ def test_run_again_after_losses_gives_the_same_bytes(splats, pictures, tmp_path)
     (out / "shard-00002/.00000018.png.0123abcd.tmp").write_bytes(b"torn")
     assert command(splats, out, "--workers", "3") == 0
     assert files(out) == whole
+
+
+WHOLE_PICTURES = ["--size", "256", "--shard-size", "4"]
+TILED = ["--size", "1100", "--indices", "0-4"]
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("files", WHOLE_PICTURES),
+        pytest.param("webdataset", WHOLE_PICTURES, marks=pytest.mark.slow),
+        pytest.param("parquet", WHOLE_PICTURES, marks=pytest.mark.slow),
+        pytest.param("tiff", TILED, marks=pytest.mark.slow),
+        pytest.param("dzi", TILED, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.timeout(600)
+def test_a_run_killed_in_the_middle_and_run_again_gives_the_same_bytes(splats, tmp_path, format, options):
+    """SIGKILL to the command, its Ray and its workers, once a shard is committed and another is being written."""
+    out, options = tmp_path / "killed", [*options, "--format", format]
+    line = [sys.executable, "-m", "jobs.render", "--splats", str(splats), "--out", str(out), *options]
+    process = subprocess.Popen(line, cwd=ROOT, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 300
+        while not (committed(out) and unfinished(out)):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        kill_session(process.pid)
+        process.wait()
+    wait_for_session_end(process.pid)
+    kept = {name: (out / "_stats" / f"{name}.json").read_bytes() for name in committed(out)}
+    assert unfinished(out)
+
+    clean = tmp_path / "clean"
+    assert command(splats, out, *options) == command(splats, clean, *options) == 0
+    assert files(out) == files(clean)
+    assert {name: (out / "_stats" / f"{name}.json").read_bytes() for name in kept} == kept
+    records_of = [[(r.shard, r.sha256) for r in records.committed(Store(str(place)))] for place in (out, clean)]
+    assert records_of[0] == records_of[1]
+
+
+def kill_session(session: int) -> None:
+    """SIGKILL every process of a session at once; Ray puts each of its own into a group of its own."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and session_of(entry) == session:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(entry.name), signal.SIGKILL)
+
+
+def committed(out: Path) -> set[str]:
+    """The shards that have records."""
+    return {path.stem for path in out.glob("_stats/shard-*.json")}
+
+
+def unfinished(out: Path) -> set[str]:
+    """The shards of which there is something, whole files or temporary ones, and no record."""
+    found = {re.search(r"shard-[0-9]{5}", str(path.relative_to(out))) for path in out.rglob("*") if path.is_file()}
+    return {match[0] for match in found if match} - committed(out)
 
 
 def test_rendering_never_imports_the_model(ray_cluster, splats, tmp_path):

@@ -38,10 +38,10 @@ def generate(bench: Bench) -> None:
     weights, steps = checkpoint.read(checkpoint.PRETRAINED), 16 if bench.cuda else 4
     plan = bulk_plan(weights, count=max(size * (shards + 1), COMPILED_PICTURES), size=size, batch=batch, steps=steps)
     processes = PROCESSES if bench.cuda else 1
-    with _folder() as folder:
+    with folder() as place:
         start = multiprocessing.get_context("spawn")
         gate = start.Barrier(processes + 1)
-        work = partial(_work, plan, bench.device, folder, gate, processes, shards)
+        work = partial(_work, plan, bench.device, place, gate, processes, shards)
         running = [start.Process(target=work, args=(number,), daemon=True) for number in range(processes)]
         for process in running:
             process.start()
@@ -59,12 +59,12 @@ def generate(bench: Bench) -> None:
 
 
 def _work(
-    plan: GenerationPlan, device: str, folder: str, gate: Barrier, processes: int, shards: int, number: int
+    plan: GenerationPlan, device: str, place: str, gate: Barrier, processes: int, shards: int, number: int
 ) -> None:
     """Make every `processes`-th shard, from number `number` on, between two passages of the gate."""
     torch.set_num_threads(plan.threads)
     denoiser = prepare(checkpoint.load(checkpoint.PRETRAINED), plan, device)
-    store = Store(folder)
+    store = Store(place)
     generate_shard(denoiser, plan, plan.shard(shards))
     gate.wait()
     for id in range(number, shards, processes):
@@ -80,13 +80,13 @@ def read(bench: Bench) -> None:
     count = 512 if bench.cuda else 4
     weights = checkpoint.read(checkpoint.PRETRAINED)
     plan = bulk_plan(weights, count=count, size=count, batch=count if bench.cuda else 4, steps=4)
-    with _folder() as folder:
-        store = Store(folder)
+    with folder() as place:
+        store = Store(place)
         plan_file.claim(store, plan)
         table = generate_shard(bench.denoiser, plan, plan.shard(0))
         with store.create(plan.data(plan.shard(0))) as output:
             write_table(table, output.file)
-        source = SplatDataset(folder)
+        source = SplatDataset(place)
 
         def pictures(some: Indices) -> Iterator[np.ndarray]:
             for _, fields in source.read(some):
@@ -129,9 +129,10 @@ def bulk_plan(weights: bytes, *, count: int, size: int, batch: int, steps: int) 
 
 
 @contextmanager
-def _folder() -> Iterator[str]:
-    folder = tempfile.mkdtemp(prefix="splatcats-benchmark-")
+def folder() -> Iterator[str]:
+    """A temporary folder; what is in it is gone when the block ends."""
+    path = tempfile.mkdtemp(prefix="splatcats-benchmark-")
     try:
-        yield folder
+        yield path
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(path, ignore_errors=True)

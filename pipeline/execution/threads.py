@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 # Pillow releases Python's lock, so threads do; beyond this many, one reader cannot feed them.
 THREADS = min(16, os.cpu_count() or 1)
 WINDOW = 4 * THREADS
 _END = object()
+
+
+def cores() -> int:
+    """The CPUs that this process may use at once: those it is bound to, or fewer where its container has a quota."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(bound, int(quota) // int(period)))  # "max" is no number: there is no quota
+    return bound
+
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -81,7 +81,9 @@ def _to_host(pixels: Tensor) -> np.ndarray:
     # Pinned memory is copied to at the full rate of the bus; torch keeps it for the next band.
     host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
     host.copy_(pixels, non_blocking=True)
-    torch.cuda.current_stream().synchronize()
+    copied = torch.cuda.Event(blocking=True)  # sleep: a thread that spins takes a core from the encoders
+    copied.record()
+    copied.synchronize()
     return host.numpy()
 
 
@@ -94,8 +96,9 @@ def draw(fields: Tensor, frame: Frame, plan: RenderPlan) -> np.ndarray:
 def fields_of(source: SplatDataset, indices: Indices, device: str, at_once: int) -> Iterator[tuple[list[int], Tensor]]:
     """The chosen pictures' numbers and splat fields on `device`, at most `at_once` together."""
     for numbers, fields in source.read(indices):
+        there = fields.to(device)
         for start in range(0, len(numbers), at_once):
-            yield numbers[start : start + at_once], fields[start : start + at_once].to(device)
+            yield numbers[start : start + at_once], there[start : start + at_once]
 
 
 def standing(source: SplatDataset, plan: RenderPlan, indices: Indices, device: str) -> Iterator[Picture]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import struct
+import tempfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import PIL
@@ -109,7 +112,11 @@ def encode_ppm(picture: Picture, quality: int) -> bytes:
 
 def encode_jpeg(picture: Picture, quality: int) -> bytes:
     """JPEG, 4:2:0 as is usual; the facts in EXIF."""
-    return _saved(picture, "JPEG", quality=quality, exif=_exif(picture.facts))
+    # Pillow's encoder keeps Python's lock, but not while it writes to a file of the system's by itself.
+    with _unnamed_file() as file:
+        Image.fromarray(picture.frames[0]).save(file, "JPEG", quality=quality, exif=_exif(picture.facts))
+        file.seek(0)
+        return file.read()
 
 
 def encode_webp(picture: Picture, quality: int) -> bytes:
@@ -139,6 +146,13 @@ def encode_gif(picture: Picture, quality: int) -> bytes:
         comment=describe(picture.facts).encode(),
     )
     return buffer.getvalue()
+
+
+def _unnamed_file() -> BinaryIO:
+    """A file without a name, in memory where the system can."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("picture"), "w+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
 
 
 def _saved(picture: Picture, format: str, **options: object) -> bytes:

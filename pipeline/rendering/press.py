@@ -6,7 +6,7 @@ The encoders release Python's lock, so threads are enough, and drawn pixels neve
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -22,6 +22,9 @@ from pipeline.storage.store import Store
 
 # Pixels that are drawn and not encoded yet, and encoded ones that wait for their turn, take about this much.
 BYTES_IN_FLIGHT = 1 << 28
+# Several processes share a GPU, each with its part of the CPUs beside it as encoders: what Python does between two
+# calls, in one of them, leaves the GPU to the others, and one that starts a shard fills the pause of one that ends it.
+GPUS_PER_WORKER = 0.25
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -66,9 +69,9 @@ class Press:
             yield result
 
     def _finished(self, finish: Callable[[Item], Result], item: Item) -> tuple[Result, float]:
-        begun = self._clock()
+        begun = time.thread_time()  # threads that share a CPU wait for each other, which is not their work
         result = finish(item)
-        return result, self._clock() - begun
+        return result, time.thread_time() - begun
 
     def _drawing(self, drawn: Iterable[Item]) -> Iterator[Item]:
         torch.set_num_threads(self.plan.threads)  # counts for the thread that asks
@@ -79,7 +82,7 @@ class Press:
             begun = self._clock()
 
     def _clock(self) -> float:
-        # Threads that share a CPU wait for each other, which is not their work; one that waits for a GPU is at work.
+        # One that waits for a GPU is at work.
         return time.perf_counter() if self.device == "cuda" else time.thread_time()
 
     def timings(self) -> dict[str, float]:
@@ -93,7 +96,7 @@ class Press:
         }
 
 
-def balance(timings: dict[str, float]) -> str:
+def balance(timings: Mapping[str, float]) -> str:
     """One line on which of drawing and encoding bounds, from the sums of `Press.timings`.
 
     Shards of earlier versions have no timings and count for nothing.

@@ -89,12 +89,14 @@ def write_dzi(press: Press) -> Written:
 
         def save(tile: Tile, number: int = number) -> None:
             data = encoding.encode(Picture({}, [tile.pixels]), plan.quality)
-            store.write(_tile_name(plan, folder, index, number, tile.column, tile.row), data)
+            store.write(_tile_name(plan, folder, index, number, tile.column, tile.row), data, durable=False)
 
         for _ in press.run(_tiles(field, frame, press), save, 3 * TILE * TILE):
             pass
     store.write(f"{folder}/{index:08d}.dzi", _dzi(levels[0], plan.extension, facts_of(plan, index)).encode())
-    return Written(folder, *store.measure(plan.files(press.shard, store.sizes(folder))))
+    names = plan.files(press.shard, store.sizes(folder))
+    store.flush(names)
+    return Written(folder, *store.measure(names))
 
 
 def dzi_tiles(plan: RenderPlan, folder: str, index: int) -> Iterator[tuple[str, tuple[int, int]]]:

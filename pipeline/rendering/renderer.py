@@ -15,13 +15,9 @@ from pipeline.datasets.summary import Summary
 from pipeline.execution.cluster import Cluster
 from pipeline.execution.production import commit, produce
 from pipeline.execution.workers import TaskWorkers
-from pipeline.rendering.press import Press
+from pipeline.rendering.press import GPUS_PER_WORKER, Press
 from pipeline.rendering.sinks import FORMATS
 from pipeline.storage.store import Store
-
-# Several processes share a GPU, each with its part of the CPUs beside it as encoders: what Python does between two
-# calls, in one of them, leaves the GPU to the others, and one that starts a shard fills the pause of one that ends it.
-GPUS_PER_WORKER = 0.25
 
 
 def render_shard(

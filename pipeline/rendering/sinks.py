@@ -28,14 +28,17 @@ def write_files(press: Press) -> Written:
     """One file a picture, in a folder a shard. Files are written where they are encoded, side by side."""
     extension = press.plan.extension
 
-    def save(picture: Picture, encoded: bytes) -> bytes:
-        press.store.write(f"{press.shard.name}/{file_name(picture.index, extension)}", encoded)
-        return encoded
+    def save(picture: Picture, encoded: bytes) -> tuple[str, bytes]:
+        name = f"{press.shard.name}/{file_name(picture.index, extension)}"
+        press.store.write(name, encoded, durable=False)
+        return name, encoded
 
-    digest, size = hashlib.sha256(), 0
-    for encoded in press.pictures(save):
+    digest, size, names = hashlib.sha256(), 0, []
+    for name, encoded in press.pictures(save):
         digest.update(encoded)
         size += len(encoded)
+        names.append(name)
+    press.store.flush(names)
     return Written(press.shard.name, size, digest.hexdigest())
 
 

@@ -128,15 +128,16 @@ class Store:
         return [entry for entry in names if entry and not atomic.is_temporary(entry)]
 
     @contextlib.contextmanager
-    def create(self, name: str, *, exclusive: bool = False) -> Iterator[Output]:
+    def create(self, name: str, *, exclusive: bool = False, durable: bool = True) -> Iterator[Output]:
         """A file to write to, which appears as `name` when the block ends, whole; and not at all if it raises.
 
         Locally: a temporary name in the same folder, flushed to the disk, then renamed. In an object store: a local
         temporary file, then one upload, which such stores make visible at its end only. `exclusive`: FileExistsError
-        if `name` is there by then; the last writer wins where the store cannot tell.
+        if `name` is there by then; the last writer wins where the store cannot tell. Not `durable`, a local file is
+        on the disk only once `flush` was called.
         """
         if self._local:
-            with atomic.create(Path(self._full(name)), exclusive=exclusive) as local:
+            with atomic.create(Path(self._full(name)), exclusive=exclusive, durable=durable) as local:
                 output = Output(local)
                 yield output
                 output.measure()
@@ -153,10 +154,15 @@ class Store:
                         raise
                     self._fs.put_file(remote.name, self._full(name))
 
-    def write(self, name: str, data: bytes, *, exclusive: bool = False) -> None:
+    def write(self, name: str, data: bytes, *, exclusive: bool = False, durable: bool = True) -> None:
         """Write a whole file atomically, replacing what was there; FileExistsError if that must not be."""
-        with self.create(name, exclusive=exclusive) as output:
+        with self.create(name, exclusive=exclusive, durable=durable) as output:
             output.file.write(data)
+
+    def flush(self, names: Iterable[str]) -> None:
+        """Have the files that were written not `durable` on the disk."""
+        if self._local:
+            atomic.flush(Path(self._full(name)) for name in names)
 
     def remove(self, name: str) -> None:
         """Remove a file if it is there."""

@@ -18,6 +18,7 @@
 
     take(field) {
       this.field = field;
+      this.ranges = field.ranges();
       this.point(null);
       if (this.shown) this.showAll(true);
     }
@@ -63,22 +64,27 @@
       this.readout.classList.toggle("empty", !found);
       where.textContent = found
         ? `Row ${found.row + 1}, column ${found.column + 1}, splat ${found.number + 1}: ` +
-          `${Math.round(found.share * 100)}\u00a0% of the weight here`
+          `${Math.round(found.share * 100)}\u00a0% of the weight`
         : "Point at the picture to see the splat that is there.";
       const rows = Object.keys(LABELS).map((name) => {
         const term = document.createElement("dt"), label = document.createElement("small");
         const value = document.createElement("dd"), item = document.createElement("div");
         term.textContent = name === "rho" ? "ρ" : name;
         label.textContent = LABELS[name];
-        value.textContent = values ? values[name].toFixed(3).replace("-", "−") : "·";
+        value.textContent = values ? values[name].toFixed(3).replace("-", "−") : "–";
         item.title = this.catalogue.meanings[name];
         item.append(term, label, value);
         return item;
       });
       this.readout.querySelector("dl").replaceChildren(...rows);
-      const level = (value) => Math.round(127.5 * (1 + Math.min(1, Math.max(-1, value))));
-      const colour = values ? `rgb(${level(values.r)} ${level(values.g)} ${level(values.b)})` : "transparent";
-      this.readout.style.setProperty("--splat", colour);
+      this.readout.style.setProperty("--splat", values ? this.dot(values) : "transparent");
+    }
+
+    // The colour of a splat as the view Blobs shows it: most lie beyond what a screen shows.
+    dot({ r, g, b }) {
+      const low = Math.min(...this.ranges.low.slice(0, 3)), high = Math.max(...this.ranges.high.slice(0, 3));
+      const level = (value) => Math.round(255 * (0.15 + 0.85 * (value - low) / Math.max(high - low, 1e-6)));
+      return `rgb(${level(r)} ${level(g)} ${level(b)})`;
     }
   };
 

@@ -13,6 +13,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,8 @@ from models.errors import UserError, check_name, one_line
 OBJECT_STORE_BYTES = 256 * 2**20
 DEVICES = ("auto", "cpu", "gpu")
 LOOK_SECONDS = 2.0
+# How long a SIGTERM may wait for a Ray that is starting, which takes 4 s and, on a busy machine, much longer.
+PATIENCE_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -115,24 +118,38 @@ def _own_signals() -> Iterator[None]:
     """Within the block Ray starts and answers SIGTERM in its own way; keep this process's way, if it has one.
 
     A SIGTERM that comes meanwhile is answered at the end of the block: what Ray's handler raises may be lost in a fork.
+    If that does not come soon, this process is ended, and with it those of the Ray that it has started.
     """
     handler = signal.getsignal(signal.SIGTERM)
     if not callable(handler) or threading.current_thread() is not threading.main_thread():
         yield
         return
+    terminated, started = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while numbers := reader.recv(1024):
+            if signal.SIGTERM in numbers:
+                terminated.set()
+                if not started.wait(PATIENCE_SECONDS):
+                    print("stopped by SIGTERM while Ray was starting", file=sys.stderr, flush=True)
+                    os._exit(128 + signal.SIGTERM)
+
     reader, writer = socket.socketpair()
-    with reader, writer:
-        reader.setblocking(False)
-        writer.setblocking(False)
-        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        try:
-            yield
-        finally:
-            signal.set_wakeup_fd(before)
-            signal.signal(signal.SIGTERM, handler)
-            with contextlib.suppress(BlockingIOError):
-                if signal.SIGTERM in reader.recv(1024):
-                    handler(signal.SIGTERM, None)
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGTERM, handler)
+        started.set()
+        writer.close()
+        watcher.join()
+        reader.close()
+        if terminated.is_set():
+            handler(signal.SIGTERM, None)
 
 
 def _fit(machine: Mapping[str, float], cpus: float, gpus: float) -> int:

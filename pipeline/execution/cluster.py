@@ -102,12 +102,12 @@ def connect(*, cpus: int | None = None, gpus: int | None = None) -> Iterator[Clu
     if ray.is_initialized():
         yield _describe(local)
         return
-    with _own_signals():
-        if local:
-            _start_local(cpus, gpus)
-        else:
-            _join()
     try:
+        with _own_signals():
+            if local:
+                _start_local(cpus, gpus)
+            else:
+                _join()
         yield _describe(local)
     finally:
         ray.shutdown()
@@ -131,6 +131,7 @@ def _own_signals() -> Iterator[None]:
             if signal.SIGTERM in numbers:
                 terminated.set()
                 if not started.wait(PATIENCE_SECONDS):
+                    _end_descendants()
                     print("stopped by SIGTERM while Ray was starting", file=sys.stderr, flush=True)
                     os._exit(128 + signal.SIGTERM)
 
@@ -141,6 +142,9 @@ def _own_signals() -> Iterator[None]:
     watcher.start()
     try:
         yield
+    except (KeyboardInterrupt, SystemExit):  # a signal: of a Ray that has started in part nobody else ends the parts
+        _end_descendants()
+        raise
     finally:
         signal.set_wakeup_fd(before)
         signal.signal(signal.SIGTERM, handler)
@@ -150,6 +154,20 @@ def _own_signals() -> Iterator[None]:
         reader.close()
         if terminated.is_set():
             handler(signal.SIGTERM, None)
+
+
+def _end_descendants() -> None:
+    """Kill the processes that this one has started, and those that these have; on Linux."""
+    parents: dict[int, int] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    family = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in family} - family:
+        family |= more
+    for pid in family - {os.getpid()}:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _fit(machine: Mapping[str, float], cpus: float, gpus: float) -> int:

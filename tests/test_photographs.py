@@ -276,8 +276,21 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "within" in fails(capsys, "--photos", CATS, "--out", CATS / "set")
     assert "Not a directory" in fails(capsys, "--photos", CATS, "--out", tmp_path / "other.parquet" / "set")
     assert not out.exists()
-    assert "a.jpg: empty file" in fails(capsys, "--photos", tmp_path / "bad", "--out", out)
-    assert not (out / prepared.RECORD).exists()
+
+
+def test_without_a_usable_photograph_all_reasons_are_kept_and_no_set(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad, out = tmp_path / "bad", tmp_path / "out"
+    bad.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (bad / name).write_bytes(b"")
+    said = fails(capsys, "--photos", bad, "--out", out)
+    assert f"none of the 2 photographs can be used (why: {out}/unreadable.txt); first {bad}/a.jpg: empty file" in said
+    assert [path.name for path in out.iterdir()] == [prepared.UNREADABLE]
+    assert (out / prepared.UNREADABLE).read_text().count(": empty file\n") == 2
+    (bad / "b.jpg").write_bytes(FILES[0].read_bytes())
+    assert prepare([str(bad)], str(out))["kept"] == 1
 
 
 def test_command_needs_no_ray(tmp_path: Path) -> None:

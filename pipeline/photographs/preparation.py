@@ -113,7 +113,8 @@ def _make(store: Store, places: list[sources.Place], options: dict[str, Any]) ->
     writer.close()
     store.write(prepared.UNREADABLE, "".join(f"{line}\n" for line in unreadable).encode())
     if not seen:
-        raise UserError(f"none of the {num_read:,} photographs can be used; the first: {unreadable[0]}")
+        everything = store.path(prepared.UNREADABLE)
+        raise UserError(f"none of the {num_read:,} photographs can be used (why: {everything}); first {unreadable[0]}")
     ignored = sum((place.ignored for place in places), Counter[str]())
     record = {
         "format": prepared.FORMAT,

@@ -29,7 +29,7 @@ from models.triton_backward import backward, combine
 from models.triton_forward import forward
 
 # Tiles of the forward pass (pixel rows, columns, splats at once), by the least pixels that a patch has along x.
-FORWARD_TILES = {0: (8, 8, 2), 16: (8, 16, 2), 64: (8, 32, 1)}
+FORWARD_TILES = {0: (8, 8, 2), 16: (16, 16, 1)}
 # Pixels of a row that the backward pass takes at once, the splats that a lane keeps, and the rows of one warp.
 BACKWARD_BLOCK, BACKWARD_SPLATS, BACKWARD_PIXELS = 8, 4, 512
 # Below so many pixels along a patch hardly any of its rows is negligible to all splats of a neighbour.

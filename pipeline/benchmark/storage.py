@@ -36,7 +36,7 @@ def generate(bench: Bench) -> None:
     """Noise to committed Parquet files, in as many processes as bulk generation gives one GPU or one CPU core."""
     batch, size, shards = (2048, 4096, 16) if bench.cuda else (4, 4, 3)
     weights, steps = checkpoint.read(checkpoint.PRETRAINED), 16 if bench.cuda else 4
-    plan = bulk_plan(weights, count=max(size * shards, COMPILED_PICTURES), size=size, batch=batch, steps=steps)
+    plan = bulk_plan(weights, count=max(size * (shards + 1), COMPILED_PICTURES), size=size, batch=batch, steps=steps)
     processes = PROCESSES if bench.cuda else 1
     with folder() as place:
         start = multiprocessing.get_context("spawn")

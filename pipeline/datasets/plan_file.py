@@ -43,10 +43,12 @@ def check(store: Store, plan: Plan) -> bool:
     with writing(store):
         if not store.exists(PLAN_FILE):
             foreign = store.entries()
-            if foreign:
-                shown = ", ".join(foreign[:3]) + (" and more" if len(foreign) > 3 else "")
-                raise UserError(f"{store.url} holds {shown} but no {PLAN_FILE}: give a new or empty place as --out")
-            return False
+            # Looked for again: of another driver that begins just now the plan is the first thing there.
+            if not store.exists(PLAN_FILE):
+                if foreign:
+                    shown = ", ".join(foreign[:3]) + (" and more" if len(foreign) > 3 else "")
+                    raise UserError(f"{store.url} holds {shown} but no {PLAN_FILE}: give a new or empty place as --out")
+                return False
         found = _parse_json(store.read(PLAN_FILE), store.url)
     if found.get("kind") != plan.kind:
         raise UserError(f"{store.url} holds a dataset of {found.get('kind')!r}: give {plan.kind} another --out")

@@ -108,6 +108,11 @@ def check_numbers(
             raise UserError(f"--{name.replace('_', '-')} {value}: give {wanted}")
 
 
+def counted(number: int, what: str) -> str:
+    """`1 cat`, `2,000 cats`."""
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+
+
 def describe(error: Exception) -> str:
     """One line that names what failed, for a UserError or an operating system's error."""
     if isinstance(error, OSError) and error.strerror:

@@ -13,7 +13,7 @@ import re
 import sys
 from dataclasses import dataclass
 
-from jobs.cli import check_numbers, run
+from jobs.cli import check_numbers, counted, run
 from models import checkpoint
 from models.errors import UserError, check_name
 from models.sampler import SCHEDULES, SOLVERS, Sampling
@@ -176,7 +176,8 @@ def main(options: Options) -> None:
         keep_rollout=Indices.parse(options.keep_rollout) if options.keep_rollout is not None else None,
         stall_seconds=options.stall_minutes * 60,
     )
-    print(f"{summary.pictures:,} cats in {summary.shards:,} shards, {summary.bytes / 1e6:,.1f} MB, in {store.url}")
+    cats, shards = counted(summary.pictures, "cat"), counted(summary.shards, "shard")
+    print(f"{cats} in {shards}, {summary.bytes / 1e6:,.1f} MB, in {store.url}")
 
 
 def describe(plan: GenerationPlan) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from jobs.cli import check_numbers, run
+from jobs.cli import check_numbers, counted, run
 from models.errors import UserError, check_name
 from models.kernels import KERNELS
 from models.rasterize import VIEWS
@@ -39,6 +39,7 @@ from pipeline.rendering.renderer import render
 from pipeline.rendering.sinks import FORMATS, choose
 from pipeline.storage.store import Store
 
+ZOOM_FRAMES = 96
 FRAMES_PER_SECOND = {"zoom": 24.0, "rollout": 6.0, "pictures": 24.0}
 
 
@@ -73,7 +74,8 @@ class Options:
 
     format: str | None = None
     """files (one a picture, a folder a shard), webdataset (tar shards), parquet (a column of encoded pictures), or,
-    tiled and at several sizes, tiff or dzi (Deep Zoom); files if not given, tiff above 268 megapixels."""
+    tiled and at several sizes, tiff or dzi (Deep Zoom); files if not given, above 268 megapixels tiff, or dzi where
+    --encoding is one of its own."""
 
     encoding: str | None = None
     """png, jpeg, webp, avif or raw (PPM: a short header, then bytes); animations: webp or gif; tiff: deflate. The first
@@ -93,8 +95,8 @@ class Options:
     """rollout: noise becoming each of the pictures that jobs.generate --keep-rollout kept; pictures: all chosen
     pictures as the frames of one animation, such as a morph."""
 
-    frames: int = 96
-    """Frames of a zoom."""
+    frames: int | None = None
+    """Frames of a zoom; 96 if not given."""
 
     fps: float | None = None
     """Frames a second of an animation; 24, or 6 for a rollout, if not given. The last frame stands for a second."""
@@ -136,6 +138,10 @@ class Options:
         check_numbers(self, "stall_minutes")
         if self.zoom is not None and self.animate is not None:
             raise UserError(f"--zoom and --animate {self.animate} are two animations: give one of them")
+        if self.frames is not None and self.zoom is None:
+            raise UserError(f"--frames {self.frames} goes with --zoom")
+        if self.fps is not None and self.zoom is None and self.animate is None:
+            raise UserError(f"--fps {self.fps:g} goes with an animation: --zoom or --animate")
         parse_size(self.size)
         parse_region(self.region)
         if self.zoom is not None:
@@ -150,7 +156,9 @@ def make_plan(options: Options, source: SplatDataset) -> RenderPlan:
     width, height = parse_size(options.size, region, splats.columns / splats.rows)
     motion = "zoom" if options.zoom is not None else options.animate or "none"
     indices = _indices(options, source, motion)
-    frames = {"none": 1, "zoom": options.frames, "rollout": splats.steps + 1, "pictures": len(indices)}[motion]
+    frames = {"none": 1, "zoom": options.frames or ZOOM_FRAMES, "rollout": splats.steps + 1, "pictures": len(indices)}[
+        motion
+    ]
     output, encoding = choose(options.format, options.encoding, width, height, frames, moving=motion != "none")
     format = FORMATS[output]
     if options.shard_size is not None and options.shard_size > format.pictures_per_shard:
@@ -209,7 +217,7 @@ def main(options: Options) -> None:
         stall_seconds=options.stall_minutes * 60,
     )
     print(
-        f"{summary.pictures:,} pictures of {plan.width}x{plan.height} in {summary.shards:,} shards,"
+        f"{counted(summary.pictures, 'picture')} of {plan.width}x{plan.height} in {counted(summary.shards, 'shard')},"
         f" {summary.bytes / 1e6:,.1f} MB, in {store.url}"
     )
     print(balance(summary.timings))

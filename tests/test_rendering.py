@@ -219,6 +219,8 @@ def test_parquet_without_the_columns_is_named(splats, tmp_path, capsys):
         (["--size", "10x"], "--size 10x"),
         (["--size", "1x20000", "--encoding", "webp"], "webp takes sides of 1 to 16,383 pixels"),
         (["--size", "65536", "--format", "files"], "more than the 268 megapixels that are held in memory at once"),
+        (["--frames", "50"], "--frames 50 goes with --zoom"),
+        (["--fps", "12"], "--fps 12 goes with an animation"),
         (["--size", "131073"], "deflate takes sides of 1 to 131,072 pixels"),
         (["--region", "0,0,1.2,1"], "--region 0,0,1.2,1 is not inside the picture"),
         (["--region", "0.5,0,0.5,1"], "is not inside the picture"),
@@ -279,6 +281,17 @@ def test_splats_of_a_future_format_are_refused(splats, tmp_path, capsys):
     (future / "plan.json").write_text(json.dumps({**plan, "format_version": 2}))
     assert command(future, tmp_path / "out") == 1
     assert "has format version 2" in capsys.readouterr().err
+
+
+def test_very_large_pictures_are_tiled_in_the_format_that_has_the_encoding(splats):
+    source = SplatDataset(str(splats))
+
+    def chosen(**options) -> tuple[str, str]:
+        plan = render.make_plan(render.Options(splats=str(splats), out="", size="65536", **options), source)
+        return plan.output, plan.encoding
+
+    assert chosen() == ("tiff", "deflate")
+    assert chosen(encoding="jpeg") == ("dzi", "jpeg")
 
 
 def test_the_last_line_says_what_bounds(splats, tmp_path, capsys):

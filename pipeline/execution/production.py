@@ -59,8 +59,9 @@ def produce(
                 run_shards(missing, start_workers(cluster), progress, stall_seconds=stall_seconds, report=report)
             finally:
                 _keep_failures(store, progress.failures)
-        if progress.retried:  # workers that were killed while they wrote
-            store.remove_orphans()
+        # Of workers that were killed while they wrote: by now, or just before this run, when the last thread of such a
+        # process may not have ended yet, nor its lock.
+        store.remove_orphans()
     else:
         console.show(progress, last=True)
     summary = summarise(plan, store)

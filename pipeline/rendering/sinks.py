@@ -151,7 +151,9 @@ def choose(
     UserError where they do not go together, cannot hold such pictures, or need what is not installed.
     """
     pixels = width * height * frames
-    output = output or ("tiff" if pixels > FORMATS["files"].most_pixels and not moving else "files")
+    if output is None and pixels > FORMATS["files"].most_pixels and not moving:
+        output = "dzi" if encoding in FORMATS["dzi"].encodings else "tiff"
+    output = output or "files"
     format = FORMATS[output]
     fitting = [name for name in format.encodings if (ENCODINGS[name].moving if moving else ENCODINGS[name].still)]
     if not fitting:

@@ -3,113 +3,26 @@
 from __future__ import annotations
 
 import errno
-import json
-import re
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-import s3fs
-from conftest import S3_SOCKET, data_bytes, files
-from moto.server import DomainDispatcherApplication, create_backend_app
+from conftest import data_bytes
+from object_store import S3
 from test_atomic import SPLATS, run
 from test_generation import arguments
 from test_generation import command as generate
-from test_photographs import write_parquet, write_zip
-from werkzeug.serving import WSGIRequestHandler, make_server
 
-from jobs import cli, prepare, render, status, train, verify
+from jobs import cli, prepare, render, status, verify
 from jobs import generate as generate_job
 from models.errors import UserError
 from pipeline.datasets import plan_file
 from pipeline.datasets.plan import Plan
 from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.inspection.contents import check_pictures, check_splats
-from pipeline.photographs.prepared import RECORD
 from pipeline.rendering.renderer import render_shard
 from pipeline.storage.store import Store
-from pipeline.training import training_set
-
-ERROR = b"<Error><Code>%s</Code><Message>We are %s.</Message></Error>"
-
-
-@dataclass
-class S3:
-    """The server as a WSGI application: the real one behind faults, each for so many matching requests."""
-
-    app: Callable[..., Any] = field(default_factory=lambda: DomainDispatcherApplication(create_backend_app))
-    # (pattern of "METHOD /bucket/name", what happens, how many times)
-    faults: list[tuple[str, str, int]] = field(default_factory=list)
-    hit: list[str] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        fault = self._next(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
-        if not fault:
-            return self.app(environ, start_response)
-        length = int(environ.get("CONTENT_LENGTH") or 0)
-        if fault == "stored, but 500":
-            list(self.app(environ, lambda *_: None))
-        elif fault == "cut off":
-            environ["wsgi.input"].read(length // 2)
-            environ["werkzeug.socket"].close()
-        elif fault == "time-out":
-            time.sleep(1.5)
-        else:
-            environ["wsgi.input"].read(length)
-        code, name = ("403 Forbidden", b"AccessDenied") if fault == "403" else ("500 Internal", b"InternalError")
-        start_response(code, [("Content-Type", "application/xml")])
-        return [ERROR % (name, b"sorry")]
-
-    def _next(self, request: str) -> str:
-        with self.lock:
-            for place, (pattern, fault, times) in enumerate(self.faults):
-                if times and re.match(pattern, request):
-                    self.faults[place] = (pattern, fault, times - 1)
-                    self.hit.append(request)
-                    return fault
-        return ""
-
-
-class Quiet(WSGIRequestHandler):
-    def log(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3]:
-    application = S3()
-    S3_SOCKET.listen(64)
-    host, port = S3_SOCKET.getsockname()
-    running = make_server(host, port, application, threaded=True, request_handler=Quiet, fd=S3_SOCKET.fileno())
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    s3fs.S3FileSystem().mkdir("cats")
-    yield application
-    running.shutdown()
-    thread.join()
-
-
-@pytest.fixture
-def s3(server: S3) -> Iterator[S3]:
-    server.faults, server.hit = [], []
-    yield server
-    server.faults = []
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Clients that wait a second for an answer: what a user sets in FSSPEC_S3."""
-    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 1, "connect_timeout": 1}})
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def objects(url: str) -> dict[str, bytes]:
@@ -274,70 +187,6 @@ def test_a_plan_that_came_first_is_not_overwritten(s3: S3):
     with pytest.raises(FileExistsError):
         store.write("plan.json", b"another", exclusive=True)
     assert plan_file.load(store, Plan) == SPLATS
-
-
-PHOTOGRAPHS = sorted((Path(__file__).parent / "photos").glob("*.jpg"))[:3]
-SLOWLY = [pytest.param(fault, marks=pytest.mark.slow) for fault in ("500", "cut off", "time-out")]
-
-
-def photographs_in(url: str, folder: Path) -> str:
-    """Photographs in the object store, as what the URL's name says; the URL."""
-    store = Store("s3://cats")
-    if url.endswith(".zip"):
-        store.write(url[10:], write_zip(folder / "cats.zip", PHOTOGRAPHS).read_bytes())
-    elif url.endswith(".parquet"):
-        store.write(url[10:], write_parquet(folder / "cats.parquet", PHOTOGRAPHS).read_bytes())
-    else:
-        for path in PHOTOGRAPHS:
-            store.write(f"{url[10:]}/{path.name}", path.read_bytes())
-    return url
-
-
-def answer_until(s3: S3, number: int, requests: str, fault: str) -> None:
-    """The first `number` of the requests are answered, those after them not; clients have forgotten what was listed."""
-    s3.faults, s3.hit = [(requests, "", number), (requests, fault, 1000)], []
-    s3fs.S3FileSystem.clear_instance_cache()
-
-
-@pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("fault", ["403", *SLOWLY])
-@pytest.mark.parametrize("name", ["folder", "cats.zip", "cats.parquet"])
-def test_a_photograph_that_the_store_fails_to_give_is_an_error_and_never_left_out(s3, tmp_path, capsys, name, fault):
-    url, out = photographs_in(f"s3://cats/{fault.replace(' ', '-')}/{name}", tmp_path), tmp_path / "prepared"
-    # Listings too, where no answer takes the clients no minute.
-    options, requests = ["--photos", url, "--out", out], "(GET|HEAD) /cats" if fault == "403" else f"GET .*/{name}"
-    answer_until(s3, 1000, requests, fault)
-    succeeds(prepare, *options)
-    whole, count = files(out), len(s3.hit)
-    assert json.loads(whole[RECORD])["kept"] == 3
-    assert count
-    for number in range(count):
-        (out / RECORD).unlink(missing_ok=True)
-        answer_until(s3, number, requests, fault)
-        assert re.match(f"error: {url}.* cannot be re(ad|ached): ", fails(capsys, prepare, *options))
-        assert not (out / RECORD).exists()
-    answer_until(s3, 1000, requests, fault)
-    succeeds(prepare, *options)
-    assert files(out) == whole
-
-
-@pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("fault", ["403", *SLOWLY])
-def test_a_prepared_set_that_the_store_fails_to_give_is_not_called_damaged(s3, tmp_path, capsys, fault):
-    url, requests = f"s3://cats/prepared-{fault.replace(' ', '-')}", "GET .*/prepared-"
-    succeeds(prepare, "--photos", PHOTOGRAPHS[0].parent, "--out", url)
-    answer_until(s3, 1000, requests, fault)
-    whole = training_set.load(url, heldout=False, detail=128)
-    count = len(s3.hit)
-    for number in range(count):
-        answer_until(s3, number, requests, fault)
-        with pytest.raises(UserError, match=f"^{url}/(prepared.json|photos-00000.parquet) cannot be read: "):
-            training_set.load(url, heldout=False, detail=128)
-    answer_until(s3, 0, requests, fault)
-    said = fails(capsys, train, "--photos", url, "--out", tmp_path / "run", "--steps", "1")
-    assert f"error: {url}/prepared.json cannot be read: " in said
-    s3.faults = []
-    assert training_set.load(url, heldout=False, detail=128).small.tobytes() == whole.small.tobytes()
 
 
 def succeeds(job: Any, *options: object) -> None:

@@ -43,8 +43,9 @@ class Pool:
     def map(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """Yield `function(*job)` for every job, in order. `function` is pure, so that a lost task can run again.
 
-        Every task computes with one thread, since the number of threads changes the last bits. UserErrors of a task
-        are raised here as they are. UserError where no task ends for `stall_seconds`, or a process is lost for good.
+        Every task computes with one thread, since the number of threads changes the last bits. UserErrors and
+        OSErrors of a task, such as a store's that fails to answer, are raised here as they are. UserError where no task
+        ends for `stall_seconds`, or a process is lost for good.
         """
         task = _call.options(max_retries=MAX_RETRIES, **self.options)
         waiting = iter(enumerate(jobs))
@@ -83,7 +84,7 @@ def _result(ref: ObjectRef) -> Any:
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
+        if isinstance(error.cause, (UserError, OSError)):
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:

@@ -11,7 +11,7 @@ import ray.exceptions
 import torch
 from ray import ObjectRef
 
-from models.errors import UserError
+from models.errors import UserError, one_line
 from pipeline.execution.cluster import Cluster
 
 MAX_RETRIES = 2
@@ -64,7 +64,7 @@ class Pool:
                         f"no task ended for {self.stall_seconds:.0f} s; see that the cluster has free CPUs or GPUs,"
                         " or allow more time with --stall-minutes"
                     )
-                done[running.pop(ended[0])] = _result(ended[0])
+                done[running.pop(ended[0])] = result(ended[0])
                 while following in done:
                     yield done.pop(following)
                     following += 1
@@ -80,7 +80,8 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
 
-def _result(ref: ObjectRef) -> Any:
+def result(ref: ObjectRef) -> Any:
+    """What a task returned. UserErrors and OSErrors that it raised are raised as they are, a lost process as one."""
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
@@ -88,4 +89,4 @@ def _result(ref: ObjectRef) -> Any:
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:
-        raise UserError(f"a process of the evaluation was lost {MAX_RETRIES + 1} times: {error}") from None
+        raise UserError(f"a process was lost, and so were those that replaced it: {one_line(error)}") from None

@@ -46,7 +46,7 @@ def read_record(fs: Any, root: str, url: str) -> dict[str, Any] | None:
             data = fs.cat_file(f"{root}/{RECORD}")
         record = json.loads(data)
         version = record["format"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

@@ -20,7 +20,7 @@ from pipeline.storage.store import Store
 from pipeline.training import training_set
 
 PHOTOGRAPHS = sorted((Path(__file__).parent / "photos").glob("*.jpg"))[:3]
-SLOWLY = [pytest.param(fault, marks=pytest.mark.slow) for fault in ("500", "cut off", "time-out")]
+FORMS = ("folder", "cats.zip", "cats.parquet")
 
 
 def photographs_in(url: str, folder: Path) -> str:
@@ -48,8 +48,14 @@ def failing(count: int, fault: str) -> range:
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("fault", ["403", *SLOWLY])
-@pytest.mark.parametrize("name", ["folder", "cats.zip", "cats.parquet"])
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        *((name, "403") for name in FORMS),
+        *(pytest.param(name, fault, marks=pytest.mark.slow) for name in FORMS for fault in ("500", "cut off")),
+        pytest.param("folder", "time-out", marks=pytest.mark.slow),
+    ],
+)
 def test_a_photograph_that_the_store_fails_to_give_is_an_error_and_never_left_out(s3, tmp_path, capsys, name, fault):
     url, out = photographs_in(f"s3://cats/{fault.replace(' ', '-')}/{name}", tmp_path), tmp_path / "prepared"
     # Listings too, where no answer takes the clients no minute.
@@ -70,7 +76,9 @@ def test_a_photograph_that_the_store_fails_to_give_is_an_error_and_never_left_ou
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("fault", ["403", *SLOWLY])
+@pytest.mark.parametrize(
+    "fault", ["403", *(pytest.param(fault, marks=pytest.mark.slow) for fault in ("500", "cut off", "time-out"))]
+)
 def test_a_prepared_set_that_the_store_fails_to_give_is_not_called_damaged(s3, tmp_path, capsys, fault):
     url, requests = f"s3://cats/prepared-{fault.replace(' ', '-')}", "GET .*/prepared-"
     succeeds(prepare, "--photos", PHOTOGRAPHS[0].parent, "--out", url)

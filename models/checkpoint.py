@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from models.denoiser import Denoiser, DenoiserConfig
-from models.errors import UserError, check_name
+from models.errors import UserError, check_name, one_line
 from models.sampler import SCHEDULES, SOLVERS, Sampling
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "cats64.safetensors"
@@ -114,14 +114,14 @@ def sampling(data: bytes, name: str) -> Sampling:
 
 
 def read(url: str | Path) -> bytes:
-    """The bytes of a weights file at a path or fsspec URL. Raises UserError when there is none."""
+    """The bytes of a weights file at a path or fsspec URL. Raises UserError when it cannot be read."""
     try:
         with fsspec.open(str(url), "rb") as file:
             return file.read()
     except FileNotFoundError:
         raise UserError(f"no weights at {url}; give --weights a file made by jobs.train") from None
-    except (IsADirectoryError, ImportError, ValueError) as error:
-        raise UserError(f"weights {url} cannot be opened: {error}") from None
+    except Exception as error:  # each remote file system has its own kinds
+        raise UserError(f"weights {url} cannot be opened: {one_line(error)}") from None
 
 
 def load(url: str | Path) -> Denoiser:

@@ -1,4 +1,4 @@
-"""What many tests share: one local Ray cluster, tiny weights, photographs, random VGG16, the end of processes."""
+"""What many tests share: one local Ray cluster, an object store, tiny weights, photographs, random VGG16."""
 
 import os
 
@@ -10,37 +10,26 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 # Ray Train looks after its workers every two seconds otherwise, and every run of the tests would wait for that.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 
-import contextlib
+import dataclasses
 import functools
-import io
-import socket
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
+import s3fs
 import torch
+from object_store import S3, serving
 from PIL import Image
 from safetensors.torch import save_file
 
-from jobs import cli, generate
+from jobs import cli, generate, render
 from models import checkpoint, sampler
 from models.denoiser import Denoiser, DenoiserConfig
-from models.measures import psnr
 from models.perceptual import random_weights
 from pipeline.photographs.preparation import prepare
-from pipeline.training.batches import as_image
-
-# The tests' own S3: held from now on, since the processes of Ray have the environment that they are started with.
-S3_SOCKET = socket.socket()
-S3_SOCKET.bind(("127.0.0.1", 0))
-os.environ |= {
-    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{S3_SOCKET.getsockname()[1]}",
-    "AWS_ACCESS_KEY_ID": "cat",
-    "AWS_SECRET_ACCESS_KEY": "cat",
-    "AWS_DEFAULT_REGION": "us-east-1",
-    "AWS_MAX_ATTEMPTS": "2",
-}
+from pipeline.training.training_set import TrainingSet, load
 
 
 @pytest.fixture(scope="session")
@@ -141,11 +130,48 @@ def splats(ray_cluster, tiny_weights, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def few_splats(ray_cluster, tiny_weights, tmp_path_factory) -> Path:
+    """14 pictures in 4 shards."""
+    out = tmp_path_factory.mktemp("few") / "splats"
+    assert make_few(out, tiny_weights) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def few_pictures(few_splats, tmp_path_factory) -> dict[str, Path]:
+    """The first 6 of them drawn as WebP in shards of 2, in both forms."""
+    root = tmp_path_factory.mktemp("pictures")
+    for form in ("files", "parquet"):
+        assert draw_few(few_splats, root / form, form) == 0
+    return {form: root / form for form in ("files", "parquet")}
+
+
+def make_few(out: Path, weights: Path) -> int:
+    """The command that makes them."""
+    options = {"out": out, "weights": weights, "count": 14, "shard-size": 4, "batch-size": 3, "steps": 2}
+    return cli.run(generate.Options, generate.main, [f"--{name}={value}" for name, value in options.items()])
+
+
+def draw_few(splats: Path, out: Path, form: str) -> int:
+    """The command that draws them."""
+    options = {"splats": splats, "out": out, "format": form, "size": 16, "indices": "0-5", "shard-size": 2}
+    options["encoding"] = "webp"
+    return cli.run(render.Options, render.main, [f"--{name}={value}" for name, value in options.items()])
+
+
+@pytest.fixture(scope="session")
 def prepared_cats(tmp_path_factory) -> str:
     """The prepared set of the photographs in tests/photos: nine to train on, some of more than 128 pixels."""
     out = tmp_path_factory.mktemp("cats") / "prepared"
     prepare([str(Path(__file__).parent / "photos")], str(out))
     return str(out)
+
+
+@pytest.fixture(scope="session")
+def photographs(prepared_cats) -> TrainingSet:
+    """Nine photographs, five of them large."""
+    loaded = load(prepared_cats, heldout=False, detail=128)
+    return dataclasses.replace(loaded, large=loaded.large[::2], large_rows=loaded.large_rows[::2])
 
 
 @pytest.fixture(scope="session")
@@ -176,6 +202,30 @@ def vgg_file(vgg_weights, tmp_path_factory) -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[S3]:
+    """The tests' own S3, which this process's environment names, and that of all it starts."""
+    with serving() as application:
+        yield application
+
+
+@pytest.fixture
+def s3(server: S3) -> Iterator[S3]:
+    """The same, without faults to begin with."""
+    server.faults, server.hit = [], []
+    yield server
+    server.faults = []
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Clients that wait a second for an answer: what a user sets in FSSPEC_S3."""
+    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 1, "connect_timeout": 1}})
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
 def files(root: Path) -> dict[str, bytes]:
     """What is below a folder, by name, but records, summaries and cards, which hold times."""
     return {
@@ -188,44 +238,3 @@ def files(root: Path) -> dict[str, bytes]:
 def data_bytes(root: Path) -> dict[str, bytes]:
     """The shards of a dataset, by name."""
     return {path.name: path.read_bytes() for path in sorted((root / "data").iterdir())}
-
-
-def pixels(encoded: bytes) -> np.ndarray:
-    """An encoded picture as an array [Y, X, 3]."""
-    return np.asarray(Image.open(io.BytesIO(encoded)))
-
-
-def decibels(picture: np.ndarray, reference: np.ndarray) -> float:
-    """How uint8 pictures [Y, X, 3] agree."""
-    return float(psnr(*(as_image(torch.from_numpy(p.copy())[None]) for p in (picture, reference))))
-
-
-def ray_workers(title: str) -> set[int]:
-    """Processes of the Ray nodes that this process started: children of its raylets, whose title has these words."""
-    parents, titles = {}, {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                titles[int(entry.name)] = (entry / "cmdline").read_text()
-    raylets = {pid for pid, parent in parents.items() if parent == os.getpid()}
-    return {pid for pid, words in titles.items() if parents[pid] in raylets and title in words}
-
-
-def wait_for_session_end(session: int) -> None:
-    """Ray ends its processes when the driver that started them is gone; none may stay behind."""
-    deadline = time.monotonic() + 60
-    while left := [
-        entry.name for entry in Path("/proc").iterdir() if entry.name.isdigit() and session_of(entry) == session
-    ]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.1)
-
-
-def session_of(process: Path) -> int:
-    """The session of a process, by its folder in /proc; 0 if it has ended."""
-    try:
-        state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
-    except OSError:
-        return 0
-    return 0 if state == "Z" else int(session)

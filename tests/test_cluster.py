@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import session_of
+from processes import session_of
 
 from jobs import cli, generate, render
 from models.errors import UserError

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import decibels
+from pictures import decibels
 from PIL import ExifTags, Image, features
 
 from models.errors import UserError

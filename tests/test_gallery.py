@@ -4,33 +4,29 @@ from __future__ import annotations
 
 import functools
 import http.server
-import io
 import json
 import re
-import shutil
 import threading
 from pathlib import Path
 from urllib.parse import parse_qs
 
 import numpy as np
 import pytest
-from conftest import decibels, files
-from PIL import Image
+from browser import CHROMIUM, SOFTWARE_WEBGL, needs_browser, picture_in, saved, settle
+from conftest import files
+from pictures import decibels
 
 from jobs import cli, gallery, generate
 from models.rasterize import WHOLE, rasterize, to_uint8
 from pipeline.datasets.indices import Indices
 from pipeline.datasets.splat_dataset import SplatDataset
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SOFTWARE_WEBGL = ["--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--no-sandbox"]
 AGREES = 48.0  # dB; SwiftShader's float32 reaches 70
 BLOBS_AGREE = 38.0  # dots so small that their distances lose digits: 40 to 51
 SMALL = {"width": 340, "height": 540}
 # A plan with a slash in it is refused, so that what closes an element can come by the title alone.
 HARM = "<script>window.harmed = true</script><img src=x onerror='window.harmed = true'>"
 TITLE = f"</script>{HARM}"
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium found: apt-get install chromium")
 
 
 def command(splats: Path, out: Path, *more: str) -> int:
@@ -89,25 +85,6 @@ def visit(browser, page_folder):
         assert [page.evaluate("window.harmed") for page in context.pages] == [None] * len(context.pages)
         context.close()
     assert complaints == []
-
-
-def settle(page) -> None:
-    page.wait_for_selector("#stage[aria-busy=false]")
-
-
-def saved(page) -> np.ndarray:
-    """What the canvas shows, as the key S saves it: RGBA uint8, transparent outside the picture."""
-    with page.expect_download() as download:
-        page.keyboard.press("s")
-    return np.asarray(Image.open(io.BytesIO(Path(download.value.path()).read_bytes())).convert("RGBA"))
-
-
-def picture_in(canvas: np.ndarray) -> np.ndarray:
-    """The part of the canvas that the picture covers."""
-    rows, columns = np.nonzero(canvas[..., 3])
-    covered = canvas[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-    assert (covered[..., 3] == 255).all()
-    return covered[..., :3]
 
 
 def cat(splats: Path, index: int):

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import session_of, wait_for_session_end
+from processes import kill_session, wait_for_session_end
 
 from jobs import cli
 
@@ -109,9 +109,7 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
     try:
         process.wait(30)
     finally:
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit() and session_of(entry) == process.pid:
-                os.kill(int(entry.name), signal.SIGKILL)
+        kill_session(process.pid)
     wait_for_session_end(process.pid)
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
 import subprocess
 import sys
-import zipfile
 import zlib
 from pathlib import Path
 
@@ -17,48 +15,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import pixels
+from photographs import CATS, FILES, encoded, noise, rows, write_parquet, write_zip
+from pictures import pixels
 from PIL import Image
 
 from jobs import prepare as job
 from jobs.cli import run
-from pipeline.photographs import photo, prepared
+from pipeline.photographs import prepared
 from pipeline.photographs.preparation import prepare
-
-CATS = Path(__file__).parent / "photos"
-FILES = sorted(CATS.glob("*.jpg"))
-PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-
-
-def rows(out: Path | str) -> list[dict]:
-    fs, root = fsspec.core.url_to_fs(str(out))
-    record = json.loads(fs.cat_file(f"{root}/{prepared.RECORD}"))
-    tables = [pq.read_table(io.BytesIO(fs.cat_file(f"{root}/{file['name']}"))) for file in record["files"]]
-    return [row for table in tables for row in table.to_pylist()]
-
-
-def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def noise(side: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8))
-
-
-def write_parquet(path: Path, names: list[Path]) -> Path:
-    column = pa.array([{"bytes": name.read_bytes(), "path": name.name} for name in names], PICTURE)
-    pq.write_table(pa.table({"label": list(range(len(names))), "image": column}), path)
-    return path
-
-
-def write_zip(path: Path, names: list[Path]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name in names:
-            archive.write(name, f"some/folder/{name.name}")
-        archive.writestr("__MACOSX/._face.jpg", "metadata of macOS")
-    return path
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -124,37 +88,6 @@ def test_exif_rotation_box_and_cap(tmp_path: Path) -> None:
     # The centred square is y 60-139, so the red begins at its row 60 of 80.
     red = pixels(row["image"]["bytes"])[:, 40, 0] > 128
     assert list(np.flatnonzero(red)) == list(range(54, 72))
-
-
-def test_area_reduction_is_exact() -> None:
-    picture = noise(72)
-    source = np.asarray(picture, dtype=np.float64)
-    reduced = np.asarray(photo.reduce_area(picture, 64))
-    # 72 / 64 = 9 / 8: repeat every pixel eightfold and average nine by nine.
-    fine = source.repeat(8, axis=0).repeat(8, axis=1)
-    np.testing.assert_array_equal(reduced, np.floor(fine.reshape(64, 9, 64, 9, 3).mean((1, 3)) + 0.5))
-
-
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "YCbCr"])
-def test_modes_become_rgb(mode: str) -> None:
-    grey = Image.new("L", (64, 64), 255)
-    grey.paste(0, (0, 0, 32, 64))
-    if mode == "I;16":
-        picture = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
-    elif mode in ("LA", "RGBA"):
-        picture = grey.convert("RGBA")
-        picture.putalpha(
-            grey.point(lambda level: 255 - level)
-        )  # the white half is transparent: its colour must not show
-        picture.paste((200, 10, 10, 0), (32, 0, 64, 64))
-        picture = picture.convert(mode)
-    else:
-        picture = grey.convert(mode)
-    data = encoded(picture, "TIFF" if mode in ("CMYK", "YCbCr") else "PNG")
-    decoded = np.asarray(photo.decode(data)).astype(int)
-    assert decoded.shape == (64, 64, 3)
-    assert (decoded[:, :32] <= 2).all()
-    assert (decoded[:, 32:] >= 253).all()
 
 
 def test_bad_files_are_named_and_the_run_continues(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

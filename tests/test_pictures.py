@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -47,15 +48,17 @@ def test_pictures_of_any_size_and_place_and_bad_ones_named(tmp_path: Path) -> No
         load_pictures(f"{tmp_path}/none")
 
 
-def test_photographs_are_the_same_prepared_or_not(many_photographs: Path, tmp_path: Path) -> None:
+def test_photographs_are_the_same_prepared_or_not_or_in_a_zip(many_photographs: Path, tmp_path: Path) -> None:
     prepare([str(many_photographs)], str(tmp_path / "prepared"))
-    raw, prepared = (
+    archive = shutil.make_archive(str(tmp_path / "cats"), "zip", many_photographs)
+    raw, *others = (
         load_photographs([str(place)], large={128: 20, 256: 5}, seed=0)
-        for place in (many_photographs, tmp_path / "prepared")
+        for place in (many_photographs, tmp_path / "prepared", archive)
     )
-    np.testing.assert_array_equal(raw.training, prepared.training)
-    np.testing.assert_array_equal(raw.heldout, prepared.heldout)
-    np.testing.assert_array_equal(raw.large[128], prepared.large[128])
+    for other in others:
+        np.testing.assert_array_equal(raw.training, other.training)
+        np.testing.assert_array_equal(raw.heldout, other.heldout)
+        np.testing.assert_array_equal(raw.large[128], other.large[128])
     assert len(raw.training) + len(raw.heldout) == 160
     assert raw.large[128].shape == (20, 128, 128, 3)
     assert raw.large[256].shape == (0, 256, 256, 3)

@@ -1,6 +1,5 @@
 """Whole runs under faults: workers, drivers and machines that die, signals; and what a run tells while it goes."""
 
-import contextlib
 import os
 import random
 import re
@@ -13,7 +12,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from conftest import data_bytes, ray_workers, session_of, wait_for_session_end
+from conftest import data_bytes
+from processes import has_stopped, ray_workers, session, signal_all, stop, wait_for_session_end
 
 from jobs import cli, generate
 from pipeline.execution.progress import Console, Progress
@@ -109,22 +109,6 @@ class Killer(threading.Thread):
         return any(name.startswith(f"{self.out}/") and name.endswith(".tmp") for name in files)
 
 
-def signal_all(pids: set[int], number: int) -> None:
-    for pid in pids:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def has_stopped(pid: int) -> bool:
-    """Wait until all threads of a process have taken a SIGSTOP; false if it has ended instead."""
-    states = {"R"}
-    while not states <= {"T"} and not states & {"X", "Z"}:
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # threads come and go
-            stats = [stat.read_text() for stat in Path(f"/proc/{pid}/task").glob("*/stat")]
-            states = {stat.rpartition(")")[2].split()[0] for stat in stats}
-    return states == {"T"}
-
-
 @pytest.mark.parametrize("seed", sample(5))
 @pytest.mark.timeout(200)
 def test_workers_killed_while_they_write_and_commit_leave_the_same_bytes(whole, tiny_weights, tmp_path, capsys, seed):
@@ -188,15 +172,6 @@ def test_a_signal_stops_within_three_seconds_and_says_how_to_go_on(
     assert data_bytes(out) == whole
 
 
-def stop(process: subprocess.Popen[str], number: int) -> tuple[str, str]:
-    """Send a signal; what the process, which must end in three seconds, has said."""
-    sent = time.monotonic()
-    process.send_signal(number)
-    said = process.communicate(timeout=30)
-    assert time.monotonic() - sent < 3 * max(1, os.getloadavg()[0] / (os.cpu_count() or 1)), said
-    return said
-
-
 @pytest.mark.parametrize("part", ["gcs_server", pytest.param("raylet", marks=pytest.mark.slow)])
 def test_a_signal_stops_a_run_whose_ray_is_starting(tiny_weights, tmp_path, part):
     process = start(*arguments(tmp_path / "splats", tiny_weights))
@@ -214,16 +189,6 @@ def test_a_signal_stops_a_run_whose_ray_is_starting(tiny_weights, tmp_path, part
     assert "Traceback" not in errors
     wait_for_session_end(process.pid)
     assert not (tmp_path / "splats").exists()
-
-
-def session(number: int) -> list[str]:
-    """The command lines of the processes of a session."""
-    names = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and session_of(entry) == number:
-            with contextlib.suppress(OSError):
-                names.append((entry / "cmdline").read_text())
-    return names
 
 
 def test_prometheus_finds_the_counts_on_the_metrics_port(ray_cluster, whole, tiny_weights, tmp_path):

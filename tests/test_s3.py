@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import errno
-import re
-import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-import s3fs
-from conftest import S3_SOCKET, data_bytes
-from moto.server import DomainDispatcherApplication, create_backend_app
+from conftest import data_bytes
+from object_store import S3
 from test_atomic import SPLATS, run
 from test_generation import arguments
 from test_generation import command as generate
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from jobs import cli, prepare, render, status, verify
 from jobs import generate as generate_job
@@ -31,81 +23,6 @@ from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.inspection.contents import check_pictures, check_splats
 from pipeline.rendering.renderer import render_shard
 from pipeline.storage.store import Store
-
-ERROR = b"<Error><Code>%s</Code><Message>We are %s.</Message></Error>"
-
-
-@dataclass
-class S3:
-    """The server as a WSGI application: the real one behind faults, each for so many matching requests."""
-
-    app: Callable[..., Any] = field(default_factory=lambda: DomainDispatcherApplication(create_backend_app))
-    # (pattern of "METHOD /bucket/name", what happens, how many times)
-    faults: list[tuple[str, str, int]] = field(default_factory=list)
-    hit: list[str] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
-        fault = self._next(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
-        if not fault:
-            return self.app(environ, start_response)
-        length = int(environ.get("CONTENT_LENGTH") or 0)
-        if fault == "stored, but 500":
-            list(self.app(environ, lambda *_: None))
-        elif fault == "cut off":
-            environ["wsgi.input"].read(length // 2)
-            environ["werkzeug.socket"].close()
-        elif fault == "time-out":
-            time.sleep(1.5)
-        else:
-            environ["wsgi.input"].read(length)
-        code, name = ("403 Forbidden", b"AccessDenied") if fault == "403" else ("500 Internal", b"InternalError")
-        start_response(code, [("Content-Type", "application/xml")])
-        return [ERROR % (name, b"sorry")]
-
-    def _next(self, request: str) -> str:
-        with self.lock:
-            for place, (pattern, fault, times) in enumerate(self.faults):
-                if times and re.match(pattern, request):
-                    self.faults[place] = (pattern, fault, times - 1)
-                    self.hit.append(request)
-                    return fault
-        return ""
-
-
-class Quiet(WSGIRequestHandler):
-    def log(self, *_: Any) -> None:
-        pass
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[S3]:
-    application = S3()
-    S3_SOCKET.listen(64)
-    host, port = S3_SOCKET.getsockname()
-    running = make_server(host, port, application, threaded=True, request_handler=Quiet, fd=S3_SOCKET.fileno())
-    thread = threading.Thread(target=running.serve_forever, daemon=True)
-    thread.start()
-    s3fs.S3FileSystem().mkdir("cats")
-    yield application
-    running.shutdown()
-    thread.join()
-
-
-@pytest.fixture
-def s3(server: S3) -> Iterator[S3]:
-    server.faults, server.hit = [], []
-    yield server
-    server.faults = []
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Clients that wait a second for an answer: what a user sets in FSSPEC_S3."""
-    monkeypatch.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 1, "connect_timeout": 1}})
-    s3fs.S3FileSystem.clear_instance_cache()
-    yield
-    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def objects(url: str) -> dict[str, bytes]:
@@ -270,6 +187,10 @@ def test_a_plan_that_came_first_is_not_overwritten(s3: S3):
     with pytest.raises(FileExistsError):
         store.write("plan.json", b"another", exclusive=True)
     assert plan_file.load(store, Plan) == SPLATS
+
+
+def succeeds(job: Any, *options: object) -> None:
+    assert cli.run(job.Options, job.main, list(map(str, options))) == 0
 
 
 def fails(capsys: pytest.CaptureFixture[str], job: Any, *options: object) -> str:

@@ -1,5 +1,6 @@
 """The ordered map over Ray tasks: order, mistakes of users, lost processes."""
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from jobs import cli
 from models.errors import UserError
 from pipeline.execution.tasks import Pool
 
@@ -25,6 +27,10 @@ def square(number: int) -> int:
     return number**2
 
 
+def ask_a_store() -> None:
+    raise OSError(errno.EIO, "We are sorry", "s3://cats/splats")
+
+
 def die_once(marker: Path) -> str:
     if not marker.exists():
         marker.touch()
@@ -40,6 +46,12 @@ def test_results_keep_the_order_of_the_jobs(pool: Pool) -> None:
 def test_a_mistake_of_the_user_comes_through_as_it_is(pool: Pool) -> None:
     with pytest.raises(UserError, match=r"^number 9 cannot be used$"):
         list(pool.map(square, ((number,) for number in range(20))))
+
+
+def test_a_store_that_fails_to_answer_is_told_as_where_it_was_asked(pool: Pool) -> None:
+    with pytest.raises(OSError, match="sorry") as caught:
+        list(pool.map(ask_a_store, [()]))
+    assert cli.describe(caught.value) == "We are sorry: s3://cats/splats"
 
 
 def test_a_lost_process_is_replaced(pool: Pool, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ray_workers, wait_for_session_end
+from processes import kill_session, ray_workers, stop, wait_for_session_end
 
 from jobs import cli
 from jobs import train as job
@@ -48,8 +48,18 @@ def first_checkpoint(out: Path, process: subprocess.Popen) -> Path:
     return min(out.glob("checkpoint_2*"))
 
 
+@pytest.mark.parametrize(
+    ("number", "code", "name"),
+    [
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+        pytest.param(signal.SIGTERM, 143, "SIGTERM", marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, 130, "Ctrl-C", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.timeout(400)
-def test_two_workers_learn_and_continue_after_a_kill(ray_cluster, prepared_cats, tmp_path, capsys):
+def test_two_workers_learn_and_continue_after_a_signal(
+    ray_cluster, prepared_cats, tmp_path, capsys, number, code, name
+):
     out = tmp_path / "run"
     process = subprocess.Popen(
         [sys.executable, "-m", "jobs.train", *arguments(prepared_cats, out)],
@@ -57,12 +67,20 @@ def test_two_workers_learn_and_continue_after_a_kill(ray_cluster, prepared_cats,
         start_new_session=True,
         env=os.environ,
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         before = json.loads((first_checkpoint(out, process) / "history.json").read_text())
+        if name:
+            _, errors = stop(process, number)
+            assert errors == f"stopped by {name}; the same command continues from here\n"
+        else:
+            os.killpg(process.pid, number)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        kill_session(process.pid)
         process.wait()
+    assert process.returncode == code
     wait_for_session_end(process.pid)
     assert before[-1]["step"] == SAVE
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from conftest import pixels
+from pictures import pixels
 from PIL import Image
 
 from models.errors import UserError

@@ -130,6 +130,8 @@ def load_pictures(url: str, side: int = 64, count: int | None = None) -> np.ndar
 def _pixels(record: Record, side: int) -> np.ndarray:
     try:
         picture = decode(record.read())
+    except UserError:  # the store fails to answer
+        raise
     except Exception as error:  # whatever Pillow raises for bytes it cannot decode
         raise UserError(f"{record.name} cannot be read as a picture: {reason(error)}") from error
     if picture.width < side:

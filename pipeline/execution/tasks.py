@@ -11,7 +11,7 @@ import ray.exceptions
 import torch
 from ray import ObjectRef
 
-from models.errors import UserError
+from models.errors import UserError, one_line
 from pipeline.execution.cluster import Cluster
 
 MAX_RETRIES = 2
@@ -43,8 +43,9 @@ class Pool:
     def map(self, function: Callable[..., Any], jobs: Iterable[tuple[Any, ...]]) -> Iterator[Any]:
         """Yield `function(*job)` for every job, in order. `function` is pure, so that a lost task can run again.
 
-        Every task computes with one thread, since the number of threads changes the last bits. UserErrors of a task
-        are raised here as they are. UserError where no task ends for `stall_seconds`, or a process is lost for good.
+        Every task computes with one thread, since the number of threads changes the last bits. UserErrors and
+        OSErrors of a task, such as a store's that fails to answer, are raised here as they are. UserError where no task
+        ends for `stall_seconds`, or a process is lost for good.
         """
         task = _call.options(max_retries=MAX_RETRIES, **self.options)
         waiting = iter(enumerate(jobs))
@@ -63,7 +64,7 @@ class Pool:
                         f"no task ended for {self.stall_seconds:.0f} s; see that the cluster has free CPUs or GPUs,"
                         " or allow more time with --stall-minutes"
                     )
-                done[running.pop(ended[0])] = _result(ended[0])
+                done[running.pop(ended[0])] = result(ended[0])
                 while following in done:
                     yield done.pop(following)
                     following += 1
@@ -79,12 +80,13 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
 
 
-def _result(ref: ObjectRef) -> Any:
+def result(ref: ObjectRef) -> Any:
+    """What a task returned. UserErrors and OSErrors that it raised are raised as they are, a lost process as one."""
     try:
         return ray.get(ref)
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
+        if isinstance(error.cause, (UserError, OSError)):
             raise error.cause from None
         raise
     except ray.exceptions.RayError as error:
-        raise UserError(f"a process of the evaluation was lost {MAX_RETRIES + 1} times: {error}") from None
+        raise UserError(f"a process was lost, and so were those that replaced it: {one_line(error)}") from None

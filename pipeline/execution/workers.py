@@ -10,7 +10,7 @@ import ray.exceptions
 import torch
 from ray import ObjectRef
 
-from models.errors import UserError
+from models.errors import UserError, one_line
 from pipeline.datasets.plan import Shard
 from pipeline.execution.scheduling import Ended
 
@@ -127,8 +127,8 @@ def _outcome(shard: Shard | None, ref: ObjectRef) -> Ended:
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, UserError):
-            return Ended(shard, reason=_one_line(str(cause)), final=True)
-        reason = f"{type(cause).__name__}: {_one_line(str(cause))}"
+            return Ended(shard, reason=_brief(str(cause)), final=True)
+        reason = f"{type(cause).__name__}: {_brief(str(cause))}"
         if isinstance(cause, torch.OutOfMemoryError):
             reason = f"{OUT_OF_GPU_MEMORY} ({reason})"
         return Ended(shard, reason=reason)
@@ -145,14 +145,14 @@ def _loss(shard: Shard | None, error: ray.exceptions.RayError) -> Ended:
         if torch.OutOfMemoryError.__name__ in reason:
             reason = f"{OUT_OF_GPU_MEMORY} ({reason})"
         mistake = f"{UserError.__module__}.{UserError.__name__}: "
-        return Ended(shard, reason=_one_line(reason.removeprefix(mistake)), lost=True, final=mistake in reason)
+        return Ended(shard, reason=_brief(reason.removeprefix(mistake)), lost=True, final=mistake in reason)
     if isinstance(error, ray.exceptions.OutOfMemoryError) or "OUT_OF_MEMORY" in text or "running low on memory" in text:
         return Ended(shard, reason=OUT_OF_MEMORY, lost=True)
     # The indented lines are Ray's numbers for the process.
     said = " ".join(line for line in text.splitlines() if not line.startswith("\t"))
-    return Ended(shard, reason=_one_line(f"{type(error).__name__}: {said}"), lost=True)
+    return Ended(shard, reason=_brief(f"{type(error).__name__}: {said}"), lost=True)
 
 
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())
+def _brief(text: str) -> str:
+    line = one_line(text)
     return line if len(line) <= 300 else f"{line[:297]}..."

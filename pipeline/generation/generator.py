@@ -21,6 +21,7 @@ from pipeline.datasets.splat_dataset import write_table
 from pipeline.datasets.summary import Summary
 from pipeline.execution.cluster import Cluster, connect
 from pipeline.execution.production import commit, produce
+from pipeline.execution.tasks import MAX_RETRIES, result
 from pipeline.execution.workers import ActorWorkers
 from pipeline.generation.rollouts import kept_rollouts, rollout_sheet
 from pipeline.generation.sampling import generate_shard, prepare
@@ -63,7 +64,7 @@ class Generator:
 GeneratorActor = ray.remote(max_restarts=0)(Generator)
 
 
-@ray.remote(max_retries=0)
+@ray.remote(max_retries=MAX_RETRIES)
 def show_rollouts(
     sheet: Indices | None, keep: Indices | None, weights: bytes, plan: GenerationPlan, store: Store, use_gpu: bool
 ) -> None:
@@ -114,5 +115,5 @@ def generate(
             with connect() as cluster:
                 use_gpu = cluster.has_gpu(device)
                 task = show_rollouts.options(num_gpus=1) if use_gpu else show_rollouts
-                ray.get(task.remote(rollout, keep_rollout, weights, plan, store, use_gpu))
+                result(task.remote(rollout, keep_rollout, weights, plan, store, use_gpu))
     return summary

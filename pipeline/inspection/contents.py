@@ -171,7 +171,7 @@ def _reading(format: str) -> Iterator[None]:
         # A damaged offset may lead to a place that no file has, EINVAL.
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise
-        raise UserError(f"cannot be read as {format} ({one_line(error) or type(error).__name__})") from None
+        raise UserError(f"cannot be read as {format} ({one_line(error)})") from None
 
 
 def picture_fault(encoded: bytes, encoding: str, size: tuple[int, int] | None) -> str:

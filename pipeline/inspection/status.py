@@ -15,10 +15,10 @@ from pipeline.execution.production import FAILURES_FILE
 from pipeline.execution.progress import duration
 from pipeline.storage.store import Store
 
+# The rate is that of the newest so many shards.
 RECENT = 256
-"""The rate is that of the newest so many shards."""
+# No pause is shorter, in seconds; else one is as long as three of the longest recent shards.
 PATIENCE = 60.0
-"""No pause is shorter, in seconds; else one is as long as three of the longest recent shards."""
 
 
 @dataclass(frozen=True)

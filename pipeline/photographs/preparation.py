@@ -35,8 +35,8 @@ def prepare(urls: list[str], out: str, *, box: photo.Box | None = None, cap: int
 
     The first of several equal photographs is kept. The bytes written are a function of the photographs, the
     arguments and the version of Pillow. Idempotent: a finished set of the same photographs and options is left
-    alone, an unfinished one is made anew. Raises UserError where a place holds no photographs, where none can be
-    used, and where `out` holds a set made otherwise.
+    alone, an unfinished one is made anew. Raises UserError where a place holds no photographs or fails to answer,
+    where none can be used, and where `out` holds a set made otherwise.
     """
     fs, root = sources.locate(out)
     for url in urls:
@@ -51,16 +51,20 @@ def prepare(urls: list[str], out: str, *, box: photo.Box | None = None, cap: int
         "listing": [place.digest() for place in places],
     }
     record = prepared.finished(fs, root, out, options)
+    store = Store(out)
     if record:
         print(f"{out} was complete already")
     else:
-        record = _make(Store(out), places, options)
-    _report(record, out, fs.cat_file(f"{root}/{prepared.UNREADABLE}").decode().splitlines())
+        record = _make(store, places, options)
+    _report(record, out, store.read(prepared.UNREADABLE).decode().splitlines())
     return record
 
 
 def prepare_one(record: sources.Record, box: photo.Box | None, cap: int) -> Outcome:
-    """Read and decode one photograph. Never raises: whatever is wrong with it becomes the reason."""
+    """Read and decode one photograph; whatever is wrong with it becomes the reason.
+
+    Raises UserError where its store fails to answer: left out for that, it would be missing from the set unnoticed.
+    """
     try:
         crop = photo.decode(record.read(), box)
         kept = photo.reduce_to_cap(crop, cap)
@@ -68,6 +72,8 @@ def prepare_one(record: sources.Record, box: photo.Box | None, cap: int) -> Outc
         key = photo.identity(crop)
         image64 = photo.encode_png(small)
         image = image64 if kept.width == photo.SIDE_MIN else photo.encode_png(kept)
+    except UserError:
+        raise
     except Exception as error:  # decoders meet damaged bytes with every kind of exception
         return Outcome(record.name, reason=photo.reason(error))
     row = {

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from models.errors import UserError
 from pipeline.storage.image_column import PICTURE, schema
+from pipeline.storage.remote import reading
 from pipeline.storage.store import Store
 
 FORMAT = 1
@@ -39,11 +40,13 @@ SCHEMA = schema(
 
 
 def read_record(fs: Any, root: str, url: str) -> dict[str, Any] | None:
-    """What prepared.json says, None where there is none; UserError where it is of a later format or damaged."""
+    """What prepared.json says, None where there is none; UserError if it is of a later format or cannot be read."""
     try:
-        record = json.loads(fs.cat_file(f"{root}/{RECORD}"))
+        with reading(fs, f"{url}/{RECORD}"):
+            data = fs.cat_file(f"{root}/{RECORD}")
+        record = json.loads(data)
         version = record["format"]
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -69,7 +72,8 @@ def finished(fs: Any, root: str, url: str, options: dict[str, Any]) -> dict[str,
             raise UserError(f"{url} was made with --{name} {made.get(name)}, not {options[name]}; {remedy}")
     if made.get("listing") != options["listing"]:
         raise UserError(f"the files at {' '.join(options['photos'])} have changed since {url} was made; {remedy}")
-    sizes = {details["name"]: details["size"] for details in fs.ls(root, detail=True)}
+    with reading(fs, url):
+        sizes = {details["name"]: details["size"] for details in fs.ls(root, detail=True)}
     sizes = {name.rsplit("/", 1)[-1]: size for name, size in sizes.items()}
     return record if all(sizes.get(file["name"]) == file["bytes"] for file in record["files"]) else None
 

@@ -1,4 +1,8 @@
-"""Photographs where they lie: folders, zips and Parquet files at any fsspec URL, read one record at a time."""
+"""Photographs where they lie: folders, zips and Parquet files at any fsspec URL, read one record at a time.
+
+A damaged file is one thing, a store that fails to answer another: the first is a record that cannot be read, the second
+a UserError wherever it shows, since nobody knows what the file holds.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +18,9 @@ from typing import Any, NoReturn
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
-from models.errors import UserError
+from models.errors import UserError, one_line
+from pipeline.storage.remote import is_local, open_within, reading
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"])
 PARQUET_SUFFIXES = frozenset([".parquet", ".pq"])
@@ -29,7 +33,10 @@ BATCH_ROWS, BUFFER_BYTES = 16, 4 << 20
 
 @dataclass(frozen=True)
 class Record:
-    """One photograph to be read: where it comes from, and a call that returns its encoded bytes or raises."""
+    """One photograph to be read: where it comes from, and a call that returns its encoded bytes or raises.
+
+    A UserError says that the store failed to answer, anything else what is wrong with this photograph.
+    """
 
     name: str
     read: Callable[[], bytes]
@@ -52,11 +59,11 @@ class Place:
 
 
 def locate(url: str) -> tuple[Any, str]:
-    """The fsspec filesystem and path of a URL or local path; UserError for a protocol that cannot be opened."""
+    """The fsspec filesystem and path of a URL or local path; UserError for one that cannot be opened."""
     try:
         return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{url} cannot be opened: {error}") from error
+    except Exception as error:  # each remote filesystem has its own kinds, and a zip:// one reads the archive here
+        raise UserError(f"{url} cannot be opened: {one_line(error)}") from error
 
 
 def survey(url: str) -> Place:
@@ -71,12 +78,14 @@ def survey(url: str) -> Place:
     except FileNotFoundError as error:
         raise UserError(f"{url}: nothing is there") from error
     except Exception as error:  # each remote filesystem has its own kinds: no credentials, no such host, ...
-        raise UserError(f"{url} cannot be reached: {error}") from error
+        raise UserError(f"{url} cannot be reached: {one_line(error)}") from error
 
     ignored: Counter[str] = Counter()
     if info["type"] == "directory":
         files = []
-        for found, size in sorted(_walk(fs, path)):
+        with reading(fs, url):
+            listing = sorted(_walk(fs, path))
+        for found, size in listing:
             relative = found.removeprefix(path).lstrip("/")
             if _is_picture(found) or _suffix(found) in PARQUET_SUFFIXES:
                 files.append((f"{url.rstrip('/')}/{relative}", found, size))
@@ -90,7 +99,7 @@ def survey(url: str) -> Place:
     count = 0
     for name, file, _ in files:
         if _suffix(file) == ".zip":
-            members, others = _zip_members(fs, file)
+            members, others = _zip_members(fs, file, name)
             count, ignored = count + members, ignored + others
         elif _suffix(file) in PARQUET_SUFFIXES:
             count += _parquet_rows(fs, file, name)
@@ -115,12 +124,17 @@ def records(place: Place) -> Iterator[Record]:
         elif size > FILE_BYTES_MAX:
             yield _broken(name, _too_large(size))
         else:
-            yield Record(name, partial(place.fs.cat_file, path))
+            yield Record(name, partial(_read, place.fs, path, name))
+
+
+def _read(fs: Any, path: str, name: str) -> bytes:
+    with reading(fs, name):
+        return fs.cat_file(path)
 
 
 def _walk(fs: Any, folder: str) -> Iterator[tuple[str, int]]:
     """Every file below a folder, and its size."""
-    if not isinstance(fs, LocalFileSystem):
+    if not is_local(fs):
         for path, details in fs.find(folder, detail=True).items():
             yield path, details["size"] or 0
         return
@@ -152,11 +166,13 @@ def _too_large(size: int) -> ValueError:
     return ValueError(f"{size / 1e6:,.0f} MB is too large for a photograph")
 
 
-def _zip_members(fs: Any, path: str) -> tuple[int, Counter[str]]:
+def _zip_members(fs: Any, path: str, name: str) -> tuple[int, Counter[str]]:
     """The number of pictures in a zip (1 for a damaged one), and its other members by suffix."""
     try:
-        with fs.open(path, "rb") as handle, zipfile.ZipFile(handle) as archive:
+        with open_within(reading, fs, path, name) as handle, zipfile.ZipFile(handle) as archive:
             names = [member.filename for member in archive.infolist() if not member.is_dir()]
+    except UserError:
+        raise
     except Exception:  # as below; `records` says what
         return 1, Counter()
     others = Counter(_suffix(name) for name in names if not _is_picture(name))
@@ -165,10 +181,12 @@ def _zip_members(fs: Any, path: str) -> tuple[int, Counter[str]]:
 
 def _zip_records(fs: Any, path: str, name: str) -> Iterator[Record]:
     try:
-        with fs.open(path, "rb") as handle, zipfile.ZipFile(handle) as archive:
+        with open_within(reading, fs, path, name) as handle, zipfile.ZipFile(handle) as archive:
             members = [member for member in archive.infolist() if _is_picture(member.filename)]
             for member in sorted(members, key=lambda member: member.filename):
                 yield _zip_record(archive, member, f"{name}/{member.filename}")
+    except UserError:
+        raise
     except Exception as error:  # zipfile raises many kinds for damaged bytes
         yield _broken(name, error)
 
@@ -178,6 +196,8 @@ def _zip_record(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) ->
         return _broken(name, _too_large(member.file_size))
     try:
         data = archive.read(member)
+    except UserError:
+        raise
     except Exception as error:  # damaged, encrypted, an unknown compression: zipfile raises a different kind each
         return _broken(name, error)
     return Record(name, lambda: data)
@@ -186,7 +206,7 @@ def _zip_record(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str) ->
 def _parquet_rows(fs: Any, path: str, name: str) -> int:
     """The number of rows of a Parquet file (1 for a damaged one), after checking that it has pictures."""
     try:
-        with fs.open(path, "rb") as handle:
+        with open_within(reading, fs, path, name) as handle:
             parquet = pq.ParquetFile(handle)
             schema, rows = parquet.schema_arrow, parquet.metadata.num_rows
     except (pa.ArrowException, OSError):
@@ -205,7 +225,7 @@ def _parquet_rows(fs: Any, path: str, name: str) -> int:
 def _parquet_records(fs: Any, path: str, name: str) -> Iterator[Record]:
     row = 0
     try:
-        with fs.open(path, "rb") as handle:
+        with open_within(reading, fs, path, name) as handle:
             parquet = pq.ParquetFile(handle, buffer_size=BUFFER_BYTES)
             for batch in parquet.iter_batches(BATCH_ROWS, columns=[COLUMN]):
                 for value in batch.column(0).to_pylist():

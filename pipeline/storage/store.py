@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
-import io
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -20,8 +17,7 @@ import fsspec
 
 from models.errors import UserError, one_line
 from pipeline.storage import atomic
-
-_ERRNO = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
+from pipeline.storage.remote import answering, is_local, open_within
 
 
 @dataclass
@@ -53,7 +49,7 @@ class Store:
         protocol = self._fs.protocol if isinstance(self._fs.protocol, str) else self._fs.protocol[0]
         if protocol == "memory":
             raise UserError(f"cannot use {url}: memory:// lives in one process; use a folder or an object store")
-        self._local = "file" in self._fs.protocol
+        self._local = is_local(self._fs)
         self._root = root.rstrip("/")
         if not self._root:
             raise UserError(f"cannot use {url}: name a folder in it")
@@ -69,17 +65,8 @@ class Store:
             raise UserError(f"{name!r} leads out of {self.url}: it is refused")
         return f"{self._root}/{name}" if name else self._root
 
-    @contextlib.contextmanager
-    def _answering(self, name: str) -> Iterator[None]:
-        """Raise what the clients of object stores raise, which has many types, as one: OSError(errno, reason, path)."""
-        try:
-            yield
-        except Exception as error:
-            if self._local:
-                raise
-            number = next((n for kind, n in _ERRNO.items() if isinstance(error, kind)), errno.EIO)
-            reason = one_line(getattr(error, "strerror", None) or error)
-            raise OSError(number, reason, self.path(name)) from None
+    def _answering(self, name: str) -> AbstractContextManager[None]:
+        return answering(self._fs, self.path(name))
 
     def exists(self, name: str) -> bool:
         """Whether the file or folder `name` is there now."""
@@ -101,9 +88,8 @@ class Store:
 
     def open(self, name: str, *, buffered: bool = True) -> BinaryIO:
         """Open a file for reading at random positions. Not buffered, a remote one is asked for what is read alone."""
-        with self._answering(name):
-            file = self._fs.open(self._full(name), "rb", **({} if buffered else {"cache_type": "none"}))
-        return file if self._local else cast(BinaryIO, _Remote(file, partial(self._answering, name)))
+        options = {} if buffered else {"cache_type": "none"}
+        return open_within(answering, self._fs, self._full(name), self.path(name), **options)
 
     def modified(self, name: str) -> float:
         """When a file was last written, in seconds since 1970, by the clock of the store."""
@@ -200,33 +186,6 @@ class Store:
     def measure(self, names: Iterable[str]) -> tuple[int, str]:
         """The number of bytes and the SHA-256 of files, joined in the order given. OSError if one is not there."""
         return _measure(map(self.open, names))
-
-
-class _Remote(io.RawIOBase):
-    """A remote file to read, within `answering`: a store that fails to answer is never taken for damaged contents."""
-
-    def __init__(self, file: Any, answering: Callable[[], AbstractContextManager[None]]) -> None:
-        self._file, self._answering = file, answering
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        with self._answering():
-            return self._file.readinto(buffer)
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()
 
 
 def _measure(files: Iterable[BinaryIO]) -> tuple[int, str]:

@@ -102,6 +102,8 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
             if reason is None:
                 raise
             raise UserError(f"{reason}; the same command continues from the last checkpoint") from None
+        except SystemExit:  # how Ray Train, which answers Ctrl-C itself, leaves `fit`
+            raise KeyboardInterrupt from None
         finally:
             board.close.remote()
             shown.result()

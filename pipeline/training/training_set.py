@@ -22,6 +22,7 @@ from pipeline.execution.threads import ordered
 from pipeline.photographs import prepared
 from pipeline.photographs.photo import SIDE_MIN, reason, reduce_area
 from pipeline.photographs.sources import locate
+from pipeline.storage.remote import open_within, reading
 
 REMEDY = "delete the set and run python -m jobs.prepare again"
 
@@ -63,7 +64,8 @@ def load(
     order that depends on the set alone. `detail` None leaves `large` empty. Arrays of more than `memory_bytes` live
     in memory-mapped files without a name, which vanish with the process however it ends (POSIX).
 
-    Raises UserError where there is no prepared set, one of a later format, a damaged file, or no photograph.
+    Raises UserError where there is no prepared set, one of a later format, a damaged file, or no photograph, and where
+    the store fails to answer.
     """
     fs, root, record = check(url)
     rank, workers = stripe
@@ -106,9 +108,9 @@ def check(url: str) -> tuple[Any, str, dict[str, Any]]:
 
 @contextmanager
 def _opened(fs: Any, root: str, url: str, file: dict[str, Any]) -> Iterator[pq.ParquetFile]:
-    """A Parquet file of the set; whatever is wrong with it is a UserError that names it."""
+    """A Parquet file of the set; whatever is wrong with it, or with its store, is a UserError that names it."""
     try:
-        with fs.open(f"{root}/{file['name']}", "rb") as handle:
+        with open_within(reading, fs, f"{root}/{file['name']}", f"{url}/{file['name']}") as handle:
             parquet = pq.ParquetFile(handle)
             if parquet.metadata.num_rows != file["rows"]:
                 raise OSError(f"{parquet.metadata.num_rows} rows instead of {file['rows']}")

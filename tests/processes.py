@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -74,9 +75,25 @@ def session(number: int) -> list[str]:
     return names
 
 
+def members(session: int) -> set[int]:
+    """The processes of a session; Ray puts each of its own into a group of its own."""
+    return {
+        int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit() and session_of(entry) == session
+    }
+
+
+def is_caught(session: int, state: Callable[[], bool]) -> bool:
+    """Stop every process of a session; let them go on if `state` does not hold then."""
+    pids = members(session)
+    signal_all(pids, signal.SIGSTOP)
+    for pid in pids:
+        has_stopped(pid)
+    if state():
+        return True
+    signal_all(pids, signal.SIGCONT)
+    return False
+
+
 def kill_session(session: int) -> None:
-    """SIGKILL every process of a session at once; Ray puts each of its own into a group of its own."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and session_of(entry) == session:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(int(entry.name), signal.SIGKILL)
+    """SIGKILL every process of a session at once."""
+    signal_all(members(session), signal.SIGKILL)

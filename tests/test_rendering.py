@@ -15,7 +15,7 @@ import pytest
 from conftest import files
 from pictures import pixels
 from PIL import Image
-from processes import kill_session, wait_for_session_end
+from processes import is_caught, kill_session, wait_for_session_end
 
 from jobs import cli, render
 from models.rasterize import rasterize, to_uint8
@@ -122,7 +122,7 @@ def test_a_run_killed_in_the_middle_and_run_again_gives_the_same_bytes(splats, t
     process = subprocess.Popen(line, cwd=ROOT, start_new_session=True)
     try:
         deadline = time.monotonic() + 300
-        while not (committed(out) and unfinished(out)):
+        while not (committed(out) and unfinished(out) and is_caught(process.pid, lambda: bool(unfinished(out)))):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.005)

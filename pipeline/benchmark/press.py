@@ -99,9 +99,9 @@ def press(bench: Bench) -> None:
         source = _stored(bench, place, most)
         plans = {encoding: _plan(source, extent, encoding, "files", most) for encoding, _, _ in RUNS}
         sample = next(iter(plans.values()))
-        pictures = Path(place, "pictures.npy")
+        pictures = Path(place, "pictures")
         some = standing(source, sample, Indices.first(len(bench.cats)), bench.device)
-        np.save(pictures, np.stack([picture.frames[0] for picture in some]))
+        pictures.write_bytes(np.stack([picture.frames[0] for picture in some]).tobytes())
 
         alone = {}
         for encoding, plan in plans.items():
@@ -157,7 +157,8 @@ def _remember(gate: Barrier) -> None:
 
 
 def _encode(plan: RenderPlan, pictures: Path, seconds: float, number: int) -> Done:
-    encode, frames = ENCODINGS[plan.encoding].encode, np.load(pictures)
+    encode = ENCODINGS[plan.encoding].encode
+    frames = np.fromfile(pictures, np.uint8).reshape(-1, plan.height, plan.width, 3)
 
     def one(index: int) -> None:
         encode(Picture(facts_of(plan, index), [frames[index % len(frames)]]), plan.quality)

@@ -27,29 +27,24 @@ def tune_forward(bench: Bench) -> None:
     kept = dict(rasterize_triton.FORWARD_TILES), kernels.NEGLIGIBLE[torch.float32]
     try:
         for side, tiles in TILES.items():
-            fields = bench.fields(COUNT[side])
             for tile in tiles:
                 rasterize_triton.FORWARD_TILES = {0: tile}
-                with torch.inference_mode():
-                    bench.measure(
-                        f"draw {side} px, tile {tile}",
-                        "Mpx",
-                        len(fields) * side**2 / 1e6,
-                        partial(rasterize, fields, side, side),
-                    )
+                _draw(bench, side, f"tile {tile}")
             rasterize_triton.FORWARD_TILES = kept[0]
             for negligible in (1e-30, 1e-4):
                 kernels.NEGLIGIBLE[torch.float32] = negligible
-                with torch.inference_mode():
-                    bench.measure(
-                        f"draw {side} px, negligible {negligible}",
-                        "Mpx",
-                        len(fields) * side**2 / 1e6,
-                        partial(rasterize, fields, side, side),
-                    )
+                _draw(bench, side, f"negligible {negligible}")
             kernels.NEGLIGIBLE[torch.float32] = kept[1]
     finally:
         rasterize_triton.FORWARD_TILES, kernels.NEGLIGIBLE[torch.float32] = kept
+
+
+def _draw(bench: Bench, side: int, choice: str) -> None:
+    fields = bench.fields(COUNT[side])
+    with torch.inference_mode():
+        bench.measure(
+            f"draw {side} px, {choice}", "Mpx", len(fields) * side**2 / 1e6, partial(rasterize, fields, side, side)
+        )
 
 
 def tune_backward(bench: Bench) -> None:

@@ -1,18 +1,18 @@
-"""Fused Triton kernels for `models.rasterize`: the same blend in one launch forward and two backward, CUDA fp32.
+"""Fused Triton kernels for `models.rasterize`: the same blend in one launch forward and three backward, CUDA fp32.
 
 Splats are binned by construction: a pixel sees the splats of its 3x3 patches and no others, so nothing is sorted and
 nothing is accumulated atomically; results are deterministic. Forward, one warp draws one tile of one patch's pixels.
-Backward, one warp gathers the gradients of one patch's splats from its 3x3 patches of pixels, recomputing the weights
-from each pixel's log-sum-exp.
+Backward, one warp gathers the gradients of one patch's splats from some tiles of its 3x3 patches of pixels, recomputing
+the weights from each pixel's log-sum-exp; for that, pixels are laid out anew, 28 bytes each.
 
 Splats whose weight is negligible at every pixel of a tile are skipped: those below 2^-cutoff of the largest weight
 there, by exact bounds over the tile. The cutoff grows with K such that all skipped splats together change a pixel by
-at most `kernels.NEGLIGIBLE` of the largest colour. Backward, a row of pixels is skipped where all splats of a patch
-are negligible.
+at most `kernels.NEGLIGIBLE` of the largest colour. Backward, a tile is skipped by the splats that are below 2^-cutoff
+of every pixel's sum of weights there.
 
 Both passes are torch custom operators: `torch.compile` neither traces nor breaks at them, and they never wait for the
-device. The few kilobytes that say where pixels lie are uploaded when a size is first drawn, then kept, so draw a size
-once before capturing it in a CUDA graph.
+device. The few kilobytes that say where pixels lie are uploaded when a size is first drawn or differentiated, then
+kept, so do that once before capturing it in a CUDA graph.
 """
 
 import functools
@@ -25,16 +25,17 @@ from torch import Tensor
 from models.kernels import DRAWABLE, cutoff, log_window
 from models.pixels import Axis
 from models.splats import PARAMETERS
-from models.triton_backward import backward, combine
+from models.triton_backward import backward
 from models.triton_forward import forward
+from models.triton_layout import combine, pack
 
 # Tiles of the forward pass (pixel rows, columns, splats at once), by the least pixels that a patch has along x.
 FORWARD_TILES = {0: (8, 8, 2), 16: (16, 16, 1)}
-# Pixels of a row that the backward pass takes at once, the splats that a lane keeps, and the rows of one warp.
-BACKWARD_BLOCK, BACKWARD_SPLATS, BACKWARD_PIXELS = 8, 4, 512
-# Below so many pixels along a patch hardly any of its rows is negligible to all splats of a neighbour.
-CULLED_PIXELS = 32
-COMBINED_SPLATS = 64
+# Of the backward pass, likewise: pixel rows and columns of a tile; the splats that a warp takes at once; the tiles that
+# it takes for them, one after the other, which should fit in its part of the cache; and whether it skips those in which
+# the splats are negligible (then tiles are a power of 2, at most 32). 32 / splats is a multiple of the columns.
+BACKWARD_TILES = {0: (8, 8, 4, 9, False), 16: (16, 8, 4, 9, False), 32: (16, 16, 1, 4, True)}
+COMBINED_SPLATS, COMBINED_STRIPS = 16, 8
 
 
 @functools.lru_cache(maxsize=1024)
@@ -55,6 +56,24 @@ def _places(axis: Axis, neighbourhood: int, device: torch.device) -> tuple[Tenso
     first, last = int(home[0]), int(home[-1])
     places = torch.cat([offset[None], window]).float()
     return edges.int().to(device), places.to(device), first, last - first + 1, int(edges.diff().max())
+
+
+@functools.lru_cache(maxsize=1024)
+def _tiled(axis: Axis, neighbourhood: int, device: torch.device, tile: int) -> tuple[Tensor, Tensor, int]:
+    """An axis cut into tiles within patches, on the device, and tiles a patch: pixels int32 [n], places [n', 2, n].
+
+    n is tiles a patch times patches drawn times `tile`; where a patch has fewer pixels, they are -1. Places are, for
+    each of n' neighbours, the pixel's offset in the neighbour's patch, and the log2 window there; where there is no
+    pixel, those of the patch's last.
+    """
+    edges, places, first, drawn, most = _places(axis, neighbourhood, torch.device("cpu"))
+    tiles = triton.cdiv(most, tile)
+    low, end = (edges[at : at + drawn, None].long() for at in (first, first + 1))
+    pixel = low + torch.arange(tiles * tile)
+    nearest = torch.minimum(pixel, end - 1).clamp(min=0).flatten()
+    steps = torch.arange(neighbourhood)[:, None] - neighbourhood // 2
+    table = torch.stack([places[:1, nearest] - steps, places[1:, nearest]], dim=1)
+    return pixel.where(pixel < end, -1).int().flatten().to(device), table.contiguous().to(device), tiles
 
 
 def _geometry(
@@ -124,33 +143,33 @@ def _launch_backward(
     to_field = torch.empty_like(field)
     if batch == 0:
         return to_field
-    tables, sizes, (most_y, most_x) = _geometry(field, axis_y, axis_x, neighbourhood)
-    padded_x = BACKWARD_BLOCK * triton.cdiv(most_x, BACKWARD_BLOCK)
-    strip_rows = max(1, BACKWARD_PIXELS // padded_x)
-    strips = triton.cdiv(most_y, strip_rows)
-    options = _options(field, kernel, neighbourhood)
-    lanes = triton.next_power_of_2(splats) * BACKWARD_BLOCK // BACKWARD_SPLATS
+    _, sizes, (_, most_x) = _geometry(field, axis_y, axis_x, neighbourhood)
+    tile_y, tile_x, group, taken, cull = BACKWARD_TILES[max(least for least in BACKWARD_TILES if least <= most_x)]
+    pixels_y, place_y, tiles_y = _tiled(axis_y, neighbourhood, field.device, tile_y)
+    pixels_x, place_x, tiles_x = _tiled(axis_x, neighbourhood, field.device, tile_x)
+    grid_y, grid_x = len(pixels_y) // tile_y, len(pixels_x) // tile_x
+    tiles = batch * grid_y * grid_x
+    packed = field.new_empty(tiles, neighbourhood + 4, tile_y * tile_x)
+    least = field.new_empty(tiles, neighbourhood)
+    lanes = 32 // group
+    pack[(tiles,)](
+        pixels_y, place_y, pixels_x, image, lse, gradient, packed, least, grid_y, grid_x, *sizes[-2:],
+        SIDE=neighbourhood, LANES=lanes, COLUMN=tile_y * tile_x // lanes, TILE_X=tile_x, num_warps=1, num_stages=1,
+    )  # fmt: skip
+    strips = triton.cdiv(neighbourhood**2 * tiles_y * tiles_x, taken)
     patches = batch * rows * columns
     partial = field.new_empty(patches, strips, len(PARAMETERS), splats)
+    step_y = axis_y.patches * (axis_y.stop - axis_y.start) / axis_y.pixels
     backward[(patches * strips,)](
-        field,
-        *tables,
-        image,
-        lse,
-        gradient,
-        partial,
-        *sizes,
-        strips,
-        strip_rows,
-        BLOCK=BACKWARD_BLOCK,
-        CULL=most_x >= CULLED_PIXELS,
-        num_warps=min(8, max(1, lanes // 32)),
-        **options,
-    )
+        field, place_y, place_x, packed, least, partial, *sizes[:-2], tiles_y, tiles_x, strips, step_y,
+        TILE_Y=tile_y, TILE_X=tile_x, GROUP=group, TAKEN=taken, CULL=cull, num_warps=1,
+        **_options(field, kernel, neighbourhood),
+    )  # fmt: skip
     count = patches * splats
     combine[(triton.cdiv(count, COMBINED_SPLATS),)](
-        field, partial, to_field, count, strips, K=splats, BLOCK=COMBINED_SPLATS, num_warps=4, num_stages=1
-    )
+        field, partial, to_field, count, strips, K=splats, BLOCK=COMBINED_SPLATS, STRIPS=COMBINED_STRIPS,
+        num_warps=4, num_stages=1,
+    )  # fmt: skip
     return to_field
 
 

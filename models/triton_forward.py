@@ -13,6 +13,7 @@ from models.triton_kernels import (
     FALLOFF_LOG2,
     NEGATIVE_INFINITY,
     amount,
+    least_form,
     load_shape,
     square_form,
 )
@@ -33,7 +34,7 @@ def _kept(
     """Words [SLOTS] of the splats that may matter in a tile, the largest weight's upper and lower bound there, log2.
 
     The least and the largest Q of a splat over the rectangle of the tile's pixel centres are exact: a convex function
-    is least on a side that faces its mean, and largest in a corner. Windows rise or fall within a patch.
+    is largest in a corner. Windows rise or fall within a patch.
     """
     slot = tl.arange(0, SLOTS)
     i = slot // CHUNKS // SIDE
@@ -50,12 +51,7 @@ def _kept(
 
     top, bottom = tl.load(place_y + y_first), tl.load(place_y + y_last)
     left, right = tl.load(place_x + x_first), tl.load(place_x + x_last)
-    near_x = tl.minimum(tl.maximum(u, left), right) - u
-    near_y = tl.minimum(tl.maximum(v, top), bottom) - v
-    # The least point of the line through the near side, pushed back into it.
-    along_y = tl.minimum(tl.maximum(v - rho * near_x * kx / tl.where(exists, ky, 1.0), top), bottom) - v
-    along_x = tl.minimum(tl.maximum(u - rho * near_y * ky / tl.where(exists, kx, 1.0), left), right) - u
-    least = tl.minimum(square_form(kx * near_x, ky * along_y, rho), square_form(kx * along_x, ky * near_y, rho))
+    least = least_form(u, v, kx, ky, rho, exists, left, right, top, bottom)
     a, b, c, d = kx * (left - u), kx * (right - u), ky * (top - v), ky * (bottom - v)
     largest = tl.maximum(
         tl.maximum(square_form(a, c, rho), square_form(a, d, rho)),

@@ -73,11 +73,11 @@ def amount(share, q, KERNEL: tl.constexpr, FAST: tl.constexpr):
 
 @triton.jit
 def value_and_slope(q, KERNEL: tl.constexpr, FAST: tl.constexpr):
-    """The kernel at q, and its derivative by q."""
+    """The kernel at q, and its derivative by 4 q, the falloff: so weights change by -1 of themselves."""
     if KERNEL == "wavelet":
         fall = exp2(q * (-0.9 * LOG2E), FAST)
         answer = fall * _cos(q * 6.0, FAST)
-        slope = answer * -0.9 - fall * _sin(q * 6.0, FAST) * 6.0
+        slope = answer * (-0.9 / 4.0) - fall * _sin(q * 6.0, FAST) * (6.0 / 4.0)
     elif KERNEL == "sharp":
         s = q * 2.0
         low = tl.minimum(s, 1.0)
@@ -89,10 +89,10 @@ def value_and_slope(q, KERNEL: tl.constexpr, FAST: tl.constexpr):
         wave = fall * _sin(angle, FAST)
         answer = 1.0 - low8 * low8 - wave
         top = tl.where(s <= 1.0, low8 * low4 * low2 * low * -16.0, 0.0)
-        slope = (top + wave - tl.where(s >= 1.0, fall * _cos(angle, FAST), 0.0)) * 2.0
+        slope = (top + wave - tl.where(s >= 1.0, fall * _cos(angle, FAST), 0.0)) * 0.5
     elif KERNEL == "gaussian":
         answer = exp2(q * (-2.0 * LOG2E), FAST)
-        slope = answer * -2.0
+        slope = answer * -0.5
     else:
         answer = q * 0.0 + 1.0
         slope = q * 0.0
@@ -116,3 +116,14 @@ def square_form(a, b, rho):
     """a^2 + 2 rho a b + b^2, as two squares: never negative, and no difference of large numbers."""
     across = a * rho + b
     return across * across + a * a * (1.0 - rho * rho)
+
+
+@triton.jit
+def least_form(u, v, kx, ky, rho, exists, left, right, top, bottom):
+    """The least Q of splats over a rectangle, exact: a convex function is least on a side that faces its mean."""
+    near_x = tl.minimum(tl.maximum(u, left), right) - u
+    near_y = tl.minimum(tl.maximum(v, top), bottom) - v
+    # The least point of the line through the near side, pushed back into it.
+    along_y = tl.minimum(tl.maximum(v - rho * near_x * kx / tl.where(exists, ky, 1.0), top), bottom) - v
+    along_x = tl.minimum(tl.maximum(u - rho * near_y * ky / tl.where(exists, kx, 1.0), left), right) - u
+    return tl.minimum(square_form(kx * near_x, ky * along_y, rho), square_form(kx * along_x, ky * near_y, rho))

@@ -16,10 +16,28 @@ TILES = {
     128: [(8, 8, 2), (8, 16, 1), (8, 16, 2), (16, 16, 1), (4, 16, 2)],
     1024: [(8, 16, 2), (16, 16, 1), (8, 32, 1), (4, 32, 1), (16, 16, 2), (16, 32, 1), (8, 16, 1)],
 }
-# Pixels at once, and splats a lane.
-BLOCKS = [(8, 4), (8, 2), (16, 8), (16, 4), (4, 2)]
+# As rasterize_triton.BACKWARD_TILES: pixel rows and columns of a tile, splats at once, tiles in turn, skipped or not.
+BACKWARD_TILES = {
+    64: [(8, 8, 4, 9, False), (8, 8, 2, 9, False), (8, 8, 4, 16, True), (4, 8, 4, 18, False), (8, 8, 1, 16, True)],
+    128: [
+        *((8, 8, 4, taken, False) for taken in (4, 9, 18, 36)),
+        *((16, 8, 4, taken, False) for taken in (4, 9, 18)),
+        *((16, 16, 1, taken, True) for taken in (2, 4, 8)),
+        *[(16, 16, 2, 4, False), (16, 16, 2, 4, True), (16, 8, 1, 8, True), (16, 8, 2, 8, True)],
+    ],
+    256: [
+        *((16, 16, splats, taken, True) for splats in (1, 2) for taken in (2, 4, 8)),
+        *[(16, 8, 1, 8, True), (16, 8, 2, 8, True), (32, 16, 1, 2, True), (32, 16, 1, 4, True)],
+        *[(16, 8, 4, 9, False), (16, 16, 2, 4, False)],
+    ],
+    1024: [
+        *((16, 16, splats, taken, True) for splats in (1, 2) for taken in (2, 4, 8)),
+        *((32, 16, 1, taken, True) for taken in (1, 2, 4)),
+        *[(16, 8, 1, 8, True), (32, 32, 1, 1, True), (16, 8, 4, 9, False)],
+    ],
+}
 MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
-COUNT = {64: 4096, 128: 1024, 1024: 16}
+COUNT = {64: 4096, 128: 1024, 256: 256, 1024: 16}
 
 
 def tune_forward(bench: Bench) -> None:
@@ -48,26 +66,26 @@ def _draw(bench: Bench, side: int, choice: str) -> None:
 
 
 def tune_backward(bench: Bench) -> None:
-    """Every block of the backward pass, and skipping rows of pixels or not."""
-    kept = rasterize_triton.BACKWARD_BLOCK, rasterize_triton.BACKWARD_SPLATS, rasterize_triton.CULLED_PIXELS
+    """Every kind of tiles of the backward pass, beside the forward pass of the same pictures."""
+    kept = rasterize_triton.BACKWARD_TILES
     try:
-        for side in (64, 128):
-            field = bench.fields(COUNT[side] // 4).requires_grad_()
+        for side, choices in BACKWARD_TILES.items():
+            field = bench.fields(COUNT[side] // 4 if side < 256 else COUNT[side]).requires_grad_()
+            pixels = len(field) * side**2 / 1e6
+            bench.measure(f"draw {side} px, to be differentiated", "Mpx", pixels, partial(rasterize, field, side, side))
             image = rasterize(field, side, side)
             given = torch.randn_like(image)
-            choices = [(block, splats, kept[2]) for block, splats in BLOCKS] + [(*kept[:2], 0)]
-            for choice in choices:
-                block, splats, culled = choice
-                rasterize_triton.BACKWARD_BLOCK, rasterize_triton.BACKWARD_SPLATS = block, splats
-                rasterize_triton.CULLED_PIXELS = culled
+            for tile_y, tile_x, splats, taken, skipped in choices:
+                rasterize_triton.BACKWARD_TILES = {0: (tile_y, tile_x, splats, taken, skipped)}
                 bench.measure(
-                    f"backward {side} px, block {block}, {splats} splats a lane, culled from {culled} px",
+                    f"backward {side} px, tile {tile_y}x{tile_x}, {splats} splats, {taken} tiles, "
+                    + ("negligible skipped" if skipped else "all drawn"),
                     "Mpx",
-                    len(field) * side**2 / 1e6,
+                    pixels,
                     partial(torch.autograd.grad, image, field, given, retain_graph=True),
                 )
     finally:
-        rasterize_triton.BACKWARD_BLOCK, rasterize_triton.BACKWARD_SPLATS, rasterize_triton.CULLED_PIXELS = kept
+        rasterize_triton.BACKWARD_TILES = kept
 
 
 def tune_network(bench: Bench) -> None:

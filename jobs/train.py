@@ -93,9 +93,6 @@ class Options:
     dropout: float = 0.0
     """Share of the hidden layers that each step leaves out, against learning by heart."""
 
-    jitter: float = 0.0
-    """Shift every picture by up to so many of 64 pixels: 4 moves the blocks of JPEG files off the patches' borders."""
-
     objective: Objective = field(default_factory=Objective)
     """Weights and schedules of the loss."""
 
@@ -114,7 +111,6 @@ class Options:
         check_numbers(self, "minutes", "learning_rate")
         check_numbers(self, "seed", least=0, most=LARGEST)
         check_numbers(self, "decay", "augment", least=0, most=1)
-        check_numbers(self, "jitter", least=0, most=32)
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout {self.dropout}: give a share from 0 to below 1")
         if self.distil not in (0, 1, 2, 4, 8):
@@ -156,7 +152,6 @@ def main(options: Options) -> None:
         ema_widths=options.ema_widths,
         # A teacher takes pictures as they are.
         augment=0.0 if options.distil else options.augment,
-        jitter=options.jitter,
         distil=options.distil,
         dropout=options.dropout,
         start=start,

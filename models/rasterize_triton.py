@@ -34,7 +34,7 @@ FORWARD_TILES = {0: (8, 8, 2), 16: (16, 16, 1)}
 # Of the backward pass, likewise: pixel rows and columns of a tile; the splats that a warp takes at once; the tiles that
 # it takes for them, one after the other, which should fit in its part of the cache; and whether it skips those in which
 # the splats are negligible (then tiles are a power of 2, at most 32). 32 / splats is a multiple of the columns.
-BACKWARD_TILES = {0: (8, 8, 4, 9, False), 16: (16, 8, 4, 9, False), 32: (16, 16, 1, 4, True)}
+BACKWARD_TILES = {0: (8, 8, 4, 9, False), 16: (16, 8, 4, 4, False), 32: (16, 16, 1, 4, True), 128: (16, 16, 1, 8, True)}
 COMBINED_SPLATS, COMBINED_STRIPS = 16, 8
 
 

@@ -160,12 +160,12 @@ def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
         State.new(wider, CPU).restore(tmp_path, wider)
     # Begun before a part of the recipe existed: continued as it was, refused if that part is wanted now.
     about = json.loads((tmp_path / "state.json").read_text())
-    del about["recipe"]["jitter"]
+    del about["recipe"]["dropout"]
     (tmp_path / "state.json").write_text(json.dumps(about))
     State.new(RECIPE, CPU).restore(tmp_path, RECIPE)
-    moved = dataclasses.replace(RECIPE, jitter=4.0)
-    with pytest.raises(UserError, match=r"another recipe: jitter was 0\.0, now 4\.0"):
-        State.new(moved, CPU).restore(tmp_path, moved)
+    other = dataclasses.replace(RECIPE, dropout=0.5)
+    with pytest.raises(UserError, match=r"another recipe: dropout was 0\.0, now 0\.5"):
+        State.new(other, CPU).restore(tmp_path, other)
 
 
 def test_a_damaged_checkpoint_is_told_from_a_good_one_and_changes_nothing(

@@ -75,7 +75,7 @@ def draw_backward(bench: Bench) -> None:
     """Gradients of the splats from those of the pixels, without the forward pass."""
     for side in BACKWARD_SIZES:
         many, few = SIZES[side]
-        count = max(1, many // 4) if bench.cuda else few
+        count = many if bench.cuda else few
         if side > 256 and not bench.cuda:
             continue
         some = max(1, min(count, BASELINE_PIXELS[bench.device] // 4 // side**2))

@@ -29,7 +29,7 @@ from pipeline.datasets.splat_dataset import SplatDataset, to_table, write_table
 from pipeline.execution.threads import cores
 from pipeline.rendering.drawing import facts_of, standing
 from pipeline.rendering.encoders import ENCODINGS, Picture
-from pipeline.rendering.press import GPUS_PER_WORKER, Press, balance
+from pipeline.rendering.press import ENCODERS_PER_CPU, GPUS_PER_WORKER, Press, balance
 from pipeline.rendering.sinks import FORMATS
 from pipeline.storage.store import Store
 
@@ -48,11 +48,11 @@ class Extent:
     pictures_per_shard: int  # on a GPU what jobs.render chooses for many pictures of this size
     most_shards: int  # of a process, beyond the first
     seconds: float  # of encoding and of drawing alone
-    layouts: tuple[tuple[float, float], ...]  # part of a GPU a process takes; encoders for each CPU it has
+    layouts: tuple[tuple[float, float], ...]  # part of a GPU a process takes; encoders for each CPU it has: first ours
 
 
 EXTENTS = {
-    "cuda": Extent(256, 8, 5.0, ((GPUS_PER_WORKER, 1.0), (GPUS_PER_WORKER, 1.5), (GPUS_PER_WORKER / 2, 1.0))),
+    "cuda": Extent(256, 8, 5.0, ((GPUS_PER_WORKER, ENCODERS_PER_CPU), (GPUS_PER_WORKER, 1.0))),
     "cpu": Extent(2, 1, 2.0, ((1.0, 1.0),)),
 }
 

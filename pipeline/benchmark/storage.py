@@ -23,12 +23,10 @@ from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan import GenerationPlan
 from pipeline.datasets.splat_dataset import SplatDataset, write_table
 from pipeline.execution.threads import ordered
-from pipeline.generation.sampling import COMPILED_PICTURES, generate_shard, plan_for, prepare
+from pipeline.generation.sampling import COMPILED_PICTURES, GPUS_PER_WORKER, generate_shard, plan_for, prepare
 from pipeline.rendering.encoders import Picture, encode_jpeg
 from pipeline.storage.store import Store
 
-# Processes of one GPU, as bulk generation has them.
-PROCESSES = 2
 SIDE = 512
 
 
@@ -37,7 +35,7 @@ def generate(bench: Bench) -> None:
     batch, size, shards = (2048, 4096, 16) if bench.cuda else (4, 4, 3)
     weights, steps = checkpoint.read(checkpoint.PRETRAINED), 16 if bench.cuda else 4
     plan = bulk_plan(weights, count=max(size * (shards + 1), COMPILED_PICTURES), size=size, batch=batch, steps=steps)
-    processes = PROCESSES if bench.cuda else 1
+    processes = round(1 / GPUS_PER_WORKER) if bench.cuda else 1
     with folder() as place:
         start = multiprocessing.get_context("spawn")
         gate = start.Barrier(processes + 1)

@@ -18,23 +18,10 @@ TILES = {
 }
 # As rasterize_triton.BACKWARD_TILES: pixel rows and columns of a tile, splats at once, tiles in turn, skipped or not.
 BACKWARD_TILES = {
-    64: [(8, 8, 4, 9, False), (8, 8, 2, 9, False), (8, 8, 4, 16, True), (4, 8, 4, 18, False), (8, 8, 1, 16, True)],
-    128: [
-        *((8, 8, 4, taken, False) for taken in (4, 9, 18, 36)),
-        *((16, 8, 4, taken, False) for taken in (4, 9, 18)),
-        *((16, 16, 1, taken, True) for taken in (2, 4, 8)),
-        *[(16, 16, 2, 4, False), (16, 16, 2, 4, True), (16, 8, 1, 8, True), (16, 8, 2, 8, True)],
-    ],
-    256: [
-        *((16, 16, splats, taken, True) for splats in (1, 2) for taken in (2, 4, 8)),
-        *[(16, 8, 1, 8, True), (16, 8, 2, 8, True), (32, 16, 1, 2, True), (32, 16, 1, 4, True)],
-        *[(16, 8, 4, 9, False), (16, 16, 2, 4, False)],
-    ],
-    1024: [
-        *((16, 16, splats, taken, True) for splats in (1, 2) for taken in (2, 4, 8)),
-        *((32, 16, 1, taken, True) for taken in (1, 2, 4)),
-        *[(16, 8, 1, 8, True), (32, 32, 1, 1, True), (16, 8, 4, 9, False)],
-    ],
+    64: [(8, 8, 4, 9, False), (4, 8, 4, 18, False), (8, 8, 2, 9, False)],
+    128: [(16, 8, 4, 4, False), (16, 8, 4, 18, False), (16, 8, 4, 9, False), (8, 8, 4, 9, False)],
+    256: [(16, 16, 1, 4, True), (16, 16, 1, 8, True), (16, 8, 4, 9, False), (16, 8, 2, 8, True)],
+    1024: [(16, 16, 1, 8, True), (16, 16, 1, 4, True), (32, 16, 1, 2, True), (16, 8, 4, 9, False)],
 }
 MODES = ("default", "reduce-overhead", "max-autotune-no-cudagraphs")
 COUNT = {64: 4096, 128: 1024, 256: 256, 1024: 16}
@@ -70,7 +57,7 @@ def tune_backward(bench: Bench) -> None:
     kept = rasterize_triton.BACKWARD_TILES
     try:
         for side, choices in BACKWARD_TILES.items():
-            field = bench.fields(COUNT[side] // 4 if side < 256 else COUNT[side]).requires_grad_()
+            field = bench.fields(COUNT[side]).requires_grad_()
             pixels = len(field) * side**2 / 1e6
             bench.measure(f"draw {side} px, to be differentiated", "Mpx", pixels, partial(rasterize, field, side, side))
             image = rasterize(field, side, side)

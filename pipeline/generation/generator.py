@@ -24,12 +24,10 @@ from pipeline.execution.production import commit, produce
 from pipeline.execution.tasks import MAX_RETRIES, result
 from pipeline.execution.workers import ActorWorkers
 from pipeline.generation.rollouts import kept_rollouts, rollout_sheet
-from pipeline.generation.sampling import generate_shard, prepare
+from pipeline.generation.sampling import GPUS_PER_WORKER, generate_shard, prepare
 from pipeline.storage.store import Store
 
 ROLLOUT_FILE = "rollout.png"
-# Two processes share a GPU: one computes while the other encodes, hashes and writes what it has computed.
-GPUS_PER_WORKER = 0.5
 
 
 class Generator:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,9 @@ from pipeline.datasets.plan import GenerationPlan, Shard
 from pipeline.datasets.splat_dataset import to_table
 from pipeline.execution.threads import ordered
 
+# Processes share a GPU: one computes while others make noise, encode, hash and write.
+GPUS_PER_WORKER = 0.25
+NOISE_PIECE = 64  # pictures whose noise one thread makes at a time
 # Datasets of at least so many pictures are worth the minute that compiling takes in every process.
 COMPILED_PICTURES = 50_000
 
@@ -51,13 +55,12 @@ def generate_shard(denoiser: Denoiser, plan: GenerationPlan, shard: Shard) -> pa
     batches = [
         shard.indices.between(start, start + plan.batch_size) for start in range(0, len(shard.indices), plan.batch_size)
     ]
-    make_noise = partial(noise_of, denoiser, plan)
     fields: Iterator[np.ndarray]
     if next(denoiser.parameters()).device.type == "cpu":
         # A process has the cores that its plan gives it: nothing to overlap with.
-        fields = (_sample(denoiser, plan, make_noise(batch)).numpy() for batch in batches)
+        fields = (_sample(denoiser, plan, noise_of(denoiser, plan, batch)).numpy() for batch in batches)
     else:
-        fields = _overlapped(denoiser, plan, ordered(make_noise, batches))
+        fields = _overlapped(denoiser, plan, _noises(denoiser, plan, batches))
     tables = []
     for batch, field in zip(batches, fields, strict=True):
         if not (np.abs(field) <= np.finfo(np.float16).max).all():
@@ -74,6 +77,14 @@ def noise_of(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) -> Tens
     return sampler.slerp(first, last, torch.tensor(list(indices)) / (plan.count - 1))
 
 
+def _noises(denoiser: Denoiser, plan: GenerationPlan, batches: Sequence[Indices]) -> Iterator[Tensor]:
+    """The noise of each batch, made piecewise in many threads: the device waits for that of the first."""
+    pieces = [[b.between(start, start + NOISE_PIECE) for start in range(0, len(b), NOISE_PIECE)] for b in batches]
+    made = ordered(partial(noise_of, denoiser, plan), itertools.chain.from_iterable(pieces))
+    for parts in pieces:
+        yield torch.cat(list(itertools.islice(made, len(parts))))
+
+
 def _sample(denoiser: Denoiser, plan: GenerationPlan, noise: Tensor) -> Tensor:
     return sampler.sample(denoiser, noise, steps=plan.steps, solver=plan.solver, schedule=plan.schedule)
 
@@ -87,6 +98,10 @@ def _overlapped(denoiser: Denoiser, plan: GenerationPlan, noises: Iterator[Tenso
     for noise in noises:
         full = F.pad(noise, (0, 0, 0, 0, 0, 0, 0, plan.batch_size - len(noise))).pin_memory()
         field = _sample(denoiser, plan, full.to("cuda", non_blocking=True))[: len(noise)]
-        copies.append(torch.empty(field.shape, pin_memory=True).copy_(field, non_blocking=True))
-    torch.cuda.synchronize()
-    return (copy.numpy() for copy in copies)
+        copy = torch.empty(field.shape, pin_memory=True).copy_(field, non_blocking=True)
+        there = torch.cuda.Event(blocking=True)
+        there.record()
+        copies.append((copy, there))
+    for copy, there in copies:
+        there.synchronize()
+        yield copy.numpy()

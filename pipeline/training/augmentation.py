@@ -2,8 +2,8 @@
 
 Each picture is scaled, turned, stretched and shifted, each with a small probability, and the amounts go into the
 conditioning (Karras et al., "EDM", 2022, appendix F.2). A small set of photographs then lasts longer, and sampling,
-which says that nothing was done, draws upright cats in place. Mirroring is not told, nor is a jitter of some pixels: a
-mirrored cat is a cat.
+which says that nothing was done, draws upright cats in place. Mirroring is not told: a mirrored
+cat is a cat.
 """
 
 from __future__ import annotations
@@ -24,26 +24,23 @@ LABELS = 6
 
 
 def draw_transforms(
-    count: int, chance: float, generator: torch.Generator, device: torch.device, jitter: float = 0.0
+    count: int, chance: float, generator: torch.Generator, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Draw `count` transforms, each of its four parts on with probability `chance`.
 
     Returns matrices [count, 2, 3], from places in the result to places in the source, both with the picture at
-    [-1, 1]^2, and labels [count, LABELS], about 1 in size, that say what was done: zero for nothing. The labels do not
-    tell of `jitter`, a shift of every picture, uniform up to so many pictures either way along both axes: blocks of a
-    codec then lie nowhere in particular, and the model does not learn that steps belong where its patches end.
+    [-1, 1]^2, and labels [count, LABELS], about 1 in size, that say what was done: zero for nothing.
     """
     on = (torch.rand(count, 4, generator=generator, device=device) < chance).float()
     amount = torch.randn(count, 5, generator=generator, device=device)
     scale, turn, stretch = (amount[:, :3] * on[:, :3]).unbind(1)
     shift = amount[:, 3:] * on[:, 3:]
     axis = math.pi * torch.rand(count, generator=generator, device=device)
-    moved = SHIFT * shift + jitter * (2.0 * torch.rand(count, 2, generator=generator, device=device) - 1.0)
     linear = rotation(TURN * turn) * torch.exp2(SCALE * scale)[:, None, None]
     along = torch.exp2(STRETCH * stretch)
     squeeze = rotation(axis) @ torch.diag_embed(torch.stack([along, 1.0 / along], 1)) @ rotation(-axis)
     labels = torch.cat([scale[:, None], turn[:, None], polar(stretch, 2.0 * axis), shift], 1)
-    return torch.cat([linear @ squeeze, 2.0 * moved[:, :, None]], 2), labels
+    return torch.cat([linear @ squeeze, 2.0 * SHIFT * shift[:, :, None]], 2), labels
 
 
 def polar(length: Tensor, angle: Tensor) -> Tensor:

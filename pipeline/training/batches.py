@@ -81,8 +81,8 @@ def make_batch(recipe: Recipe, pictures: Pictures, step: int, rank: int, ranks: 
     count = recipe.batch // ranks
     many = pictures.detailed_in(count)
     clean, large = pictures.draw(count, many, generator)
-    matrices, labels = draw_transforms(count, recipe.augment, generator, device, recipe.jitter / clean.shape[-1])
-    if recipe.augment or recipe.jitter:
+    matrices, labels = draw_transforms(count, recipe.augment, generator, device)
+    if recipe.augment:
         clean, large = augment(clean, large, matrices)
     t = torch.cat([draw_times(recipe.objective, n, generator, device) for n in (many, count - many)])
     batch: dict[str, Any] = {

@@ -26,7 +26,6 @@ class Recipe:
     decay: float = 0.4  # last part of training over which the learning rate falls linearly to 0
     weight_decay: float = 0.01
     augment: float = 0.15  # chance of each part of the augmentation, see `augmentation`
-    jitter: float = 0.0  # pixels of the model's picture by which pictures are shifted at most, either way
     dropout: float = 0.0  # share of the hidden layers that a step leaves out
     clip: float = 1.0  # largest norm of the gradient
     ema_widths: tuple[float, ...] = (0.05, 0.1)  # of the averages of the weights, as parts of the training so far

@@ -29,7 +29,7 @@ from pipeline.datasets.splat_dataset import SplatDataset, to_table, write_table
 from pipeline.execution.threads import cores
 from pipeline.rendering.drawing import facts_of, standing
 from pipeline.rendering.encoders import ENCODINGS, Picture
-from pipeline.rendering.press import ENCODERS_PER_CPU, GPUS_PER_WORKER, Press, balance
+from pipeline.rendering.press import ENCODERS_PER_CPU, GPUS_PER_WORKER, Press, balance, encoders_on
 from pipeline.rendering.sinks import FORMATS
 from pipeline.storage.store import Store
 
@@ -48,7 +48,8 @@ class Extent:
     pictures_per_shard: int  # on a GPU what jobs.render chooses for many pictures of this size
     most_shards: int  # of a process, beyond the first
     seconds: float  # of encoding and of drawing alone
-    layouts: tuple[tuple[float, float], ...]  # part of a GPU a process takes; encoders for each CPU it has: first ours
+    # Part of a GPU that a process takes, and encoders for each CPU it has; the first as jobs.render has it.
+    layouts: tuple[tuple[float, float], ...]
 
 
 EXTENTS = {
@@ -129,7 +130,7 @@ def _processes(bench: Bench, gpu: float, encoders: float) -> tuple[int, int]:
     """How many processes there are and the encoders of each, as jobs.render would have them on this machine."""
     if not bench.cuda:
         return cores(), 1
-    return round(1 / gpu), max(1, round(cores() * gpu * encoders))
+    return round(1 / gpu), encoders_on(cores() * gpu, encoders)
 
 
 def _crew(processes: int) -> ProcessPoolExecutor:

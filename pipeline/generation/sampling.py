@@ -20,6 +20,7 @@ from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan import GenerationPlan, Shard
 from pipeline.datasets.splat_dataset import to_table
 from pipeline.execution.threads import ordered
+from pipeline.execution.transfer import download
 
 # Processes share a GPU: one computes while others make noise, encode, hash and write.
 GPUS_PER_WORKER = 0.25
@@ -98,10 +99,6 @@ def _overlapped(denoiser: Denoiser, plan: GenerationPlan, noises: Iterator[Tenso
     for noise in noises:
         full = F.pad(noise, (0, 0, 0, 0, 0, 0, 0, plan.batch_size - len(noise))).pin_memory()
         field = _sample(denoiser, plan, full.to("cuda", non_blocking=True))[: len(noise)]
-        copy = torch.empty(field.shape, pin_memory=True).copy_(field, non_blocking=True)
-        there = torch.cuda.Event(blocking=True)
-        there.record()
-        copies.append((copy, there))
-    for copy, there in copies:
-        there.synchronize()
-        yield copy.numpy()
+        copies.append(download(field))
+    for there in copies:
+        yield there()

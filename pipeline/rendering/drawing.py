@@ -18,6 +18,7 @@ from pipeline.datasets import rollout_file
 from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan import RenderPlan
 from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.execution.transfer import download
 from pipeline.rendering.encoders import Facts, Picture
 from pipeline.rendering.framing import Frame, fit, parse_region, parse_zoom, zoom
 
@@ -65,7 +66,7 @@ def _band(fields: Tensor, frame: Frame, plan: RenderPlan, top: int, bottom: int)
             view=plan.view,
             dtype=torch.uint8,
         )
-        inside = _to_host(to_uint8(drawn))
+        inside = download(to_uint8(drawn))()
         if inside.shape[1:3] == (bottom - top, frame.width):
             return inside
     band = np.zeros((len(fields), bottom - top, frame.width, 3), dtype=np.uint8)
@@ -73,18 +74,6 @@ def _band(fields: Tensor, frame: Frame, plan: RenderPlan, top: int, bottom: int)
         above = frame.top + first - top
         band[:, above : above + last - first, frame.left : frame.left + frame.inner_width] = inside
     return band
-
-
-def _to_host(pixels: Tensor) -> np.ndarray:
-    if not pixels.is_cuda:
-        return pixels.numpy()
-    # Pinned memory is copied to at the full rate of the bus; torch keeps it for the next band.
-    host = torch.empty(pixels.shape, dtype=pixels.dtype, pin_memory=True)
-    host.copy_(pixels, non_blocking=True)
-    copied = torch.cuda.Event(blocking=True)  # sleep: a thread that spins takes a core from the encoders
-    copied.record()
-    copied.synchronize()
-    return host.numpy()
 
 
 def draw(fields: Tensor, frame: Frame, plan: RenderPlan) -> np.ndarray:

@@ -98,6 +98,11 @@ class Press:
         }
 
 
+def encoders_on(cpus: float, per_cpu: float = ENCODERS_PER_CPU) -> int:
+    """How many threads of a process encode that has so many CPUs beside its part of a GPU."""
+    return max(1, int(per_cpu * cpus))
+
+
 def balance(timings: Mapping[str, float]) -> str:
     """One line on which of drawing and encoding bounds, from the sums of `Press.timings`.
 

@@ -15,7 +15,7 @@ from pipeline.datasets.summary import Summary
 from pipeline.execution.cluster import Cluster
 from pipeline.execution.production import commit, produce
 from pipeline.execution.workers import TaskWorkers
-from pipeline.rendering.press import ENCODERS_PER_CPU, GPUS_PER_WORKER, Press
+from pipeline.rendering.press import GPUS_PER_WORKER, Press, encoders_on
 from pipeline.rendering.sinks import FORMATS
 from pipeline.storage.store import Store
 
@@ -67,7 +67,7 @@ def render(
         if use_gpu:
             cluster.require_gpus(workers or 1, gpus_per_worker)
             cpus = cluster.cpus_per_gpu() * gpus_per_worker
-            encoders = max(1, int(ENCODERS_PER_CPU * cpus))
+            encoders = encoders_on(cpus)
             share = cluster.cpu_share(workers or cluster.gpu_room(gpus_per_worker), max(1, int(cpus)))
             options = {"num_cpus": share, "num_gpus": gpus_per_worker}
         else:

@@ -2,8 +2,8 @@
 
 Each picture is scaled, turned, stretched and shifted, each with a small probability, and the amounts go into the
 conditioning (Karras et al., "EDM", 2022, appendix F.2). A small set of photographs then lasts longer, and sampling,
-which says that nothing was done, draws upright cats in place. Mirroring is not told: a mirrored
-cat is a cat.
+which says that nothing was done, draws upright cats in place. Mirroring is not told: a
+mirrored cat is a cat.
 """
 
 from __future__ import annotations

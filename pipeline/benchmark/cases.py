@@ -16,11 +16,12 @@ import torch
 from models import sampler
 from models.losses import Objective, training_loss
 from models.perceptual import Lpips, random_weights
-from models.rasterize import rasterize
+from models.rasterize import rasterize, to_uint8
 from models.sampler import SOLVERS
 from models.vgg import STAGES, Vgg16
 from pipeline.benchmark.baseline import EagerDenoiser, eager_draw
 from pipeline.benchmark.bench import BACKWARD_CALLS, FORWARD_CALLS, MATRIX_FLOPS, SPECIAL_FUNCTIONS, Bench, Row
+from pipeline.execution.transfer import download
 from pipeline.training.batches import Pictures, make_batch
 from pipeline.training.recipe import Budget, Recipe
 from pipeline.training.state import State
@@ -67,7 +68,7 @@ def draw_bytes(bench: Bench) -> None:
             f"draw {side} px x {count} as bytes, to the host",
             "Mpx",
             count * side * side / 1e6,
-            lambda: rasterize(fields, side, side, dtype=torch.uint8).cpu(),
+            lambda: download(to_uint8(rasterize(fields, side, side, dtype=torch.uint8)))(),
         )
 
 

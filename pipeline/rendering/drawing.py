@@ -5,8 +5,11 @@ Every output takes its pixels from `bands`, so the same splats at the same size 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -28,6 +31,8 @@ PIXELS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 23}
 # How long the last frame of an animation stands.
 HOLD_MILLISECONDS = 1000
 
+Item = TypeVar("Item")
+
 
 def frame_of(plan: RenderPlan, aspect: float) -> Frame:
     """Where a plan's pictures show what, for splats on a grid whose columns are `aspect` times its rows."""
@@ -42,13 +47,25 @@ def facts_of(plan: RenderPlan, index: int) -> Facts:
 
 def bands(fields: Tensor, frame: Frame, plan: RenderPlan) -> Iterator[np.ndarray]:
     """Draw splat fields [B, H, W, K, P] from top to bottom, some rows at a time: uint8 [B, rows, width, 3]."""
-    rows = max(1, PIXELS_AT_ONCE[fields.device.type] // (frame.width * len(fields)))
-    for top in range(0, frame.height, rows):
-        yield _band(fields, frame, plan, top, min(top + rows, frame.height))
+    rows = _rows_at_once(fields, frame)
+    tops = range(0, frame.height, rows)
+    for ready in begun_early(_begin(fields, frame, plan, top, min(top + rows, frame.height)) for top in tops):
+        yield ready()
+
+
+def _rows_at_once(fields: Tensor, frame: Frame) -> int:
+    return max(1, PIXELS_AT_ONCE[fields.device.type] // (frame.width * len(fields)))
+
+
+def begun_early(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each asked for before the one before it is used: a GPU then draws it in that time."""
+    for item, _ in itertools.pairwise(itertools.chain(items, [None])):
+        yield cast(Item, item)
 
 
 @torch.inference_mode()
-def _band(fields: Tensor, frame: Frame, plan: RenderPlan, top: int, bottom: int) -> np.ndarray:
+def _begin(fields: Tensor, frame: Frame, plan: RenderPlan, top: int, bottom: int) -> Callable[[], np.ndarray]:
+    """Begin to draw the rows from `top` to `bottom`; what is returned waits for them, and gives them."""
     first, last = (min(max(row - frame.top, 0), frame.inner_height) for row in (top, bottom))
     inside = None
     if first < last:
@@ -66,20 +83,31 @@ def _band(fields: Tensor, frame: Frame, plan: RenderPlan, top: int, bottom: int)
             view=plan.view,
             dtype=torch.uint8,
         )
-        inside = download(to_uint8(drawn))()
-        if inside.shape[1:3] == (bottom - top, frame.width):
+        inside = download(to_uint8(drawn))
+        if (last - first, frame.inner_width) == (bottom - top, frame.width):
             return inside
-    band = np.zeros((len(fields), bottom - top, frame.width, 3), dtype=np.uint8)
-    if inside is not None:
-        above = frame.top + first - top
-        band[:, above : above + last - first, frame.left : frame.left + frame.inner_width] = inside
-    return band
+
+    def framed() -> np.ndarray:
+        band = np.zeros((len(fields), bottom - top, frame.width, 3), dtype=np.uint8)
+        if inside is not None:
+            above = frame.top + first - top
+            band[:, above : above + last - first, frame.left : frame.left + frame.inner_width] = inside()
+        return band
+
+    return framed
 
 
 def draw(fields: Tensor, frame: Frame, plan: RenderPlan) -> np.ndarray:
     """Draw splat fields [B, H, W, K, P] whole: uint8 [B, height, width, 3]; a pure function of its arguments."""
     parts = list(bands(fields, frame, plan))
     return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+
+
+def begin_draw(fields: Tensor, frame: Frame, plan: RenderPlan) -> Callable[[], np.ndarray]:
+    """What `draw` gives, waited for by calling what is returned; begun now, if it is one band."""
+    if _rows_at_once(fields, frame) >= frame.height:
+        return _begin(fields, frame, plan, 0, frame.height)
+    return partial(draw, fields, frame, plan)
 
 
 def fields_of(source: SplatDataset, indices: Indices, device: str, at_once: int) -> Iterator[tuple[list[int], Tensor]]:
@@ -94,8 +122,9 @@ def standing(source: SplatDataset, plan: RenderPlan, indices: Indices, device: s
     """The chosen pictures, one frame each."""
     frame = frame_of(plan, source.plan.columns / source.plan.rows)
     at_once = max(1, PIXELS_AT_ONCE[device] // (frame.width * frame.height))
-    for numbers, fields in fields_of(source, indices, device, at_once):
-        for index, pixels in zip(numbers, draw(fields, frame, plan), strict=True):
+    chosen = fields_of(source, indices, device, at_once)
+    for numbers, ready in begun_early((numbers, begin_draw(fields, frame, plan)) for numbers, fields in chosen):
+        for index, pixels in zip(numbers, ready(), strict=True):
             yield Picture(facts_of(plan, index), [pixels])
 
 

@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+# Tar archives are written in pieces of 16 KiB, and less.
+BUFFER_BYTES = 1 << 20
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
@@ -83,7 +85,7 @@ def remove_orphan(path: Path) -> bool:
 def _open_temporary(target: Path) -> tuple[Path, BinaryIO]:
     while True:
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-        file = open(temporary, "xb")  # noqa: SIM115, the caller closes it
+        file = open(temporary, "xb", buffering=BUFFER_BYTES)  # noqa: SIM115, the caller closes it
         with contextlib.suppress(OSError):  # on a file system without locks orphans stay
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:

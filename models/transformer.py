@@ -8,10 +8,14 @@ offset per block, since a layer per block would double the weights.
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+if find_spec("triton") and torch.version.cuda:
+    from models import transformer_triton
 
 TIME_FEATURES = 256
 
@@ -115,11 +119,21 @@ class PatchTransformer(nn.Module):
         if hint is not None:
             conditioning = conditioning + hint
         modulation = self.modulation(conditioning).unflatten(-1, (6, -1))
+        last = self.last_modulation(conditioning).unflatten(-1, (2, -1))
+        if self._is_fused(tokens):
+            return transformer_triton.run(self, tokens, modulation, last)
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x, modulation, self.cos, self.sin)
-        shift, scale = self.last_modulation(conditioning)[:, None].chunk(2, dim=-1)
+        shift, scale = last[:, :, None].unbind(1)
         return modulate(x, shift, scale)
+
+    def _is_fused(self, tokens: Tensor) -> bool:
+        """Whether the kernels of `models.transformer_triton` do it: sampling on CUDA in bfloat16, where it has them."""
+        if torch.compiler.is_compiling() or not (torch.is_inference_mode_enabled() and tokens.is_cuda):
+            return False
+        half = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
+        return half and "transformer_triton" in globals() and transformer_triton.supports(self)
 
 
 def time_features(t: Tensor) -> Tensor:

@@ -1,0 +1,140 @@
+"""Fused Triton kernels for the blocks of `models.transformer` without gradients: four kernels and a product a block.
+
+At a width of a few hundred, a block waits for memory more than it computes, so whatever stands between two matrix
+products is done where the products are:
+
+- `attend` reads queries, keys and values as their layer wrote them, normalises, rotates and attends;
+- `swiglu` makes a tile of the gate and the same tile of what it gates, and writes their product alone;
+- `project` makes whole rows: a layer's output, gated, is added to the stream x, which is then normalised and modulated
+  for the layer that follows. The embedding of the tokens is the same without a gate and a stream before it.
+
+The stream is float32, as it is under autocast; products take bfloat16 and sum in float32. Tiles are constants, chosen
+by measurement on an H100: choosing them at run time would let the last bits depend on the process. No value of a
+picture depends on the rest of its batch, but for the matrix products that the library does.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+import triton
+from torch import Tensor
+
+from models import triton_blocks
+
+if TYPE_CHECKING:
+    from models.transformer import Block, PatchTransformer
+
+# Queries at once, heads in turn.
+ATTEND = {"BLOCK_Q": 64, "TURNS": 2, "num_warps": 4, "num_stages": 1}
+# Tokens, columns of the hidden layer, and columns of the input at once.
+SWIGLU = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
+# Tokens and columns of the input at once, by the least columns of the input.
+PROJECT = {
+    0: {"BLOCK_M": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
+    512: {"BLOCK_M": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 4},
+}
+MAX_TOKENS = 256
+STREAM = torch.float32
+
+
+def supports(backbone: PatchTransformer) -> bool:
+    """Whether the kernels are made for its shape: a picture's tokens and a token's columns fit a multiprocessor."""
+    width, inputs = backbone.embed.weight.shape
+    tokens, half = backbone.cos.shape
+    whole = inputs % 64 == 0 and width % 64 == 0 and width // _part(width) <= 4
+    return whole and tokens <= MAX_TOKENS and half in (16, 32, 64)
+
+
+def run(
+    backbone: PatchTransformer, tokens: Tensor, modulation: Tensor, last: Tensor, dtype: torch.dtype = torch.bfloat16
+) -> Tensor:
+    """Tokens [B, H W, inputs] -> float32 [B, H W, D]: what the backbone does with them, its products in `dtype`.
+
+    `modulation` [B, 6, D] is that of all blocks and `last` [B, 2, D] that of what they leave; both contiguous.
+    """
+    batch, count, inputs = tokens.shape
+    width = backbone.embed.out_features
+    x = tokens.new_empty(batch * count, width, dtype=STREAM)
+    normal = tokens.new_empty(batch * count, width, dtype=dtype)
+    plain = last.new_zeros(2, width)
+    blocks = list(backbone.blocks)
+    # What normalises and modulates for the first layer of each block, and for the head: shift and scale, and offsets.
+    norms = [(modulation, block.offset) for block in blocks] + [(last, plain)]
+    source = tokens.to(dtype).reshape(-1, inputs)
+    project(source, backbone.embed.weight.to(dtype), x, normal, count, (None, backbone.embed.bias), norms[0])
+    for number, block in enumerate(blocks):
+        mixed = attend(F.linear(normal, block.qkv.weight.to(dtype)), block, backbone.cos, backbone.sin)
+        gate1, after1 = ((modulation[:, at], block.offset[at]) for at in (2, 3))
+        project(mixed, block.project.weight.to(dtype), x, normal, count, gate1, after1)
+        hidden = swiglu(normal, block.gate_up.weight.to(dtype))
+        if number + 1 == len(blocks):
+            normal = tokens.new_empty(x.shape, dtype=torch.float32)
+        gate2 = modulation[:, 5], block.offset[5]
+        project(hidden, block.down.weight.to(dtype), x, normal, count, gate2, norms[number + 1])
+    return normal.view(batch, count, width)
+
+
+def attend(qkv: Tensor, block: Block, cos: Tensor, sin: Tensor) -> Tensor:
+    """Queries, keys and values [tokens, 3 D] of a block, heads side by side in each -> [tokens, D]."""
+    tokens, half = cos.shape
+    heads = block.heads
+    mixed = qkv.new_empty(len(qkv), heads * 2 * half)
+    turns = math.gcd(ATTEND["TURNS"], heads)
+    grid = len(qkv) // tokens * (heads // turns), triton.cdiv(tokens, ATTEND["BLOCK_Q"])
+    if len(qkv):
+        triton_blocks.attend[grid](
+            qkv, block.query_scale, block.key_scale, cos, sin, mixed,
+            TOKENS=tokens, PADDED=max(16, triton.next_power_of_2(tokens)), HEADS=heads, HALF=half,
+            SCALE=(2 * half) ** -0.5,
+            **ATTEND | {"TURNS": turns},
+        )  # fmt: skip
+    return mixed
+
+
+def swiglu(normal: Tensor, weight: Tensor) -> Tensor:
+    """silu(gate) * up of the layer `weight` [2 hidden, D], gates first: [tokens, D] -> [tokens, hidden]."""
+    count, inner = normal.shape
+    size = len(weight) // 2
+    hidden = normal.new_empty(count, size)
+    columns = math.gcd(SWIGLU["BLOCK_N"], size)
+    if count:
+        triton_blocks.swiglu[(triton.cdiv(count, SWIGLU["BLOCK_M"]) * (size // columns),)](
+            normal, weight, hidden, count, INNER=inner, HIDDEN=size, **SWIGLU | {"BLOCK_N": columns}
+        )
+    return hidden
+
+
+def project(
+    source: Tensor,
+    weight: Tensor,
+    x: Tensor,
+    normal: Tensor,
+    tokens: int,
+    gate: tuple[Tensor | None, Tensor],
+    norm: tuple[Tensor, Tensor],
+) -> None:
+    """In place, x += gate * (source @ weight^T) and normal = rms_norm(x) * (1 + scale) + shift.
+
+    x and normal are [B tokens, D]; source is [B tokens, inner]. `gate` and `norm` are each a part that pictures have,
+    [B, D] or [B, n, D] with a row a picture, and the offset that is added to it; of `norm` both have the shift, and
+    behind it the scale. Without the pictures' part of `gate`, x = source @ weight^T + the offset.
+    """
+    count, inner = source.shape
+    part = _part(len(weight))
+    tiles = PROJECT[max(least for least in PROJECT if least <= inner)]
+    if count:
+        of_picture, offset = gate
+        triton_blocks.project[(triton.cdiv(count, tiles["BLOCK_M"]),)](
+            source, weight, x, normal, norm[0] if of_picture is None else of_picture, offset, *norm,
+            0 if of_picture is None else of_picture.stride(0), norm[0].stride(0), count,
+            TOKENS=tokens, INNER=inner, PARTS=len(weight) // part, PART=part, GATED=of_picture is not None, **tiles,
+        )  # fmt: skip
+
+
+def _part(width: int) -> int:
+    """Columns that are summed as one tile, of which a row has at most four."""
+    return math.gcd(width, 128)

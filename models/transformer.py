@@ -85,6 +85,9 @@ class Block(nn.Module):
 class PatchTransformer(nn.Module):
     """Tokens [B, H W, inputs] and times [B] -> [B, H W, D], normalised for a linear head."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, *, rows: int, columns: int, inputs: int, width: int, blocks: int, heads: int) -> None:
         super().__init__()
         self.embed = nn.Linear(inputs, width)

@@ -16,7 +16,7 @@ picture depends on the rest of its batch, but for the matrix products that the l
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +38,7 @@ PROJECT = {
     512: {"BLOCK_M": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 4},
 }
 MAX_TOKENS = 256
-STREAM = torch.float32
+STREAM = torch.float32  # as under autocast, of the residual stream
 
 
 def supports(backbone: PatchTransformer) -> bool:
@@ -61,7 +61,7 @@ def run(
     x = tokens.new_empty(batch * count, width, dtype=STREAM)
     normal = tokens.new_empty(batch * count, width, dtype=dtype)
     plain = last.new_zeros(2, width)
-    blocks = list(backbone.blocks)
+    blocks = cast("list[Block]", list(backbone.blocks))
     # What normalises and modulates for the first layer of each block, and for the head: shift and scale, and offsets.
     norms = [(modulation, block.offset) for block in blocks] + [(last, plain)]
     source = tokens.to(dtype).reshape(-1, inputs)
@@ -89,8 +89,7 @@ def attend(qkv: Tensor, block: Block, cos: Tensor, sin: Tensor) -> Tensor:
         triton_blocks.attend[grid](
             qkv, block.query_scale, block.key_scale, cos, sin, mixed,
             TOKENS=tokens, PADDED=max(16, triton.next_power_of_2(tokens)), HEADS=heads, HALF=half,
-            SCALE=(2 * half) ** -0.5,
-            **ATTEND | {"TURNS": turns},
+            SCALE=(2 * half) ** -0.5, **ATTEND | {"TURNS": turns},
         )  # fmt: skip
     return mixed
 

@@ -67,7 +67,7 @@ def swiglu(
     normal, weight, hidden, count,
     INNER: tl.constexpr, HIDDEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One tile [BLOCK_M, BLOCK_N] of the hidden layer. Those of the same tokens run together, so these are read once."""
+    """One tile [BLOCK_M, BLOCK_N] of the hidden layer; those of the same tokens run together, and read these once."""
     program = tl.program_id(0)
     first_row = (program // (HIDDEN // BLOCK_N)).to(tl.int64) * BLOCK_M
     column = program % (HIDDEN // BLOCK_N) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -89,22 +89,34 @@ def swiglu(
 
 
 @triton.jit
-def _streamed(total, x, gate, offset, exists, GATED: tl.constexpr):
-    """The stream after a layer's output `total`, stored."""
-    if GATED:
-        total = tl.load(x, mask=exists, other=0.0).to(tl.float32) + (tl.load(gate) + tl.load(offset)) * total
+def _of_pictures(at, offset, stride, first_row, row, last_row, TOKENS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """What modulates a tile's rows: the numbers at `at`, every picture its own, plus the offset they share."""
+    picture = first_row // TOKENS
+    if TOKENS % BLOCK_M == 0:
+        value = tl.load(at + picture * stride)
+    elif TOKENS * 2 == BLOCK_M:
+        other = tl.minimum(picture + 1, (first_row + last_row) // TOKENS)
+        value = tl.where(row < TOKENS, tl.load(at + picture * stride), tl.load(at + other * stride))
     else:
-        total += tl.load(offset)
-    tl.store(x, total.to(x.dtype.element_ty), mask=exists)
-    return total
+        value = tl.load(at + (first_row + tl.minimum(row, last_row)) // TOKENS * stride)
+    return value + tl.load(offset)
 
 
 @triton.jit
-def _modulated(x, normal, shift, offset, exists, WIDTH: tl.constexpr):
-    """Scale and shift the normalised stream x, and store it."""
-    scale = 1.0 + (tl.load(shift + WIDTH) + tl.load(offset + WIDTH))
-    value = x * scale + (tl.load(shift) + tl.load(offset))
-    tl.store(normal, value.to(normal.dtype.element_ty), mask=exists)
+def _streamed(
+    layer, START: tl.constexpr, x, gate, offset, stride, first_row, row, last_row,
+    TOKENS: tl.constexpr, BLOCK_M: tl.constexpr, GATED: tl.constexpr,
+):  # fmt: skip
+    """Add a part of a layer's output, from column START on, to the stream; the sums of the new stream's squares."""
+    if GATED:
+        gates = _of_pictures(gate + START, offset + START, stride, first_row, row, last_row, TOKENS, BLOCK_M)
+        layer = tl.load(x + START, mask=row <= last_row, other=0.0).to(tl.float32) + gates * layer
+    else:
+        layer += tl.load(offset + START)
+    tl.store(x + START, layer.to(x.dtype.element_ty), mask=row <= last_row)
+    # What the parts that follow load stays behind this: all at once, it would not fit the registers.
+    tl.debug_barrier()
+    return tl.sum(layer * layer, axis=1)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -113,59 +125,49 @@ def project(
     TOKENS: tl.constexpr, INNER: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr, GATED: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Whole rows of BLOCK_M tokens, as 1 to 4 PARTS of PART columns: the sides of a tile are powers of 2."""
+    """Whole rows of BLOCK_M tokens, as 1 to 4 PARTS of PART columns: the sides of a tile are powers of 2.
+
+    The new stream is stored, and loaded again to be normalised: beside the sums there is no room to keep it.
+    """
     WIDTH: tl.constexpr = PARTS * PART
     first_row = tl.program_id(0).to(tl.int64) * BLOCK_M
-    row = tl.arange(0, BLOCK_M)
+    row = tl.arange(0, BLOCK_M)[:, None]
     last_row = (count - 1 - first_row).to(tl.int32)
-    exists = (row <= last_row)[:, None]
-    known = tl.minimum(row, last_row)[:, None]
     inner = tl.arange(0, BLOCK_K)
-    tokens = source + first_row * INNER + known * INNER + inner[None, :]
     column = tl.arange(0, PART)[None, :]
+    tokens = source + first_row * INNER + tl.minimum(row, last_row) * INNER + inner[None, :]
     layer = weight + column * INNER + inner[:, None]
-    total0 = tl.zeros([BLOCK_M, PART], tl.float32)
-    total1 = total0
-    total2 = total0
-    total3 = total0
+    sum0 = tl.zeros([BLOCK_M, PART], tl.float32)
+    sum1 = sum0
+    sum2 = sum0
+    sum3 = sum0
     for k in range(0, INNER, BLOCK_K):
         part = tl.load(tokens + k)
-        total0 = tl.dot(part, tl.load(layer + k), total0)
+        sum0 = tl.dot(part, tl.load(layer + k), sum0)
         if PARTS > 1:
-            total1 = tl.dot(part, tl.load(layer + PART * INNER + k), total1)
+            sum1 = tl.dot(part, tl.load(layer + PART * INNER + k), sum1)
         if PARTS > 2:
-            total2 = tl.dot(part, tl.load(layer + 2 * PART * INNER + k), total2)
+            sum2 = tl.dot(part, tl.load(layer + 2 * PART * INNER + k), sum2)
         if PARTS > 3:
-            total3 = tl.dot(part, tl.load(layer + 3 * PART * INNER + k), total3)
+            sum3 = tl.dot(part, tl.load(layer + 3 * PART * INNER + k), sum3)
 
-    if TOKENS % BLOCK_M == 0:
-        picture = first_row // TOKENS + tl.zeros([1, 1], tl.int64)
-    else:
-        picture = (first_row + known) // TOKENS
-    gate += picture * gate_stride + column
-    gate_offset += column
-    x += first_row * WIDTH + row[:, None] * WIDTH + column
-    total0 = _streamed(total0, x, gate, gate_offset, exists, GATED)
-    square = tl.sum(total0 * total0, axis=1)
+    gate, offset, stride = gate + column, gate_offset + column, gate_stride
+    x += first_row * WIDTH + row * WIDTH + column
+    square = _streamed(sum0, 0, x, gate, offset, stride, first_row, row, last_row, TOKENS, BLOCK_M, GATED)
     if PARTS > 1:
-        total1 = _streamed(total1, x + PART, gate + PART, gate_offset + PART, exists, GATED)
-        square += tl.sum(total1 * total1, axis=1)
+        square += _streamed(sum1, PART, x, gate, offset, stride, first_row, row, last_row, TOKENS, BLOCK_M, GATED)
     if PARTS > 2:
-        total2 = _streamed(total2, x + 2 * PART, gate + 2 * PART, gate_offset + 2 * PART, exists, GATED)
-        square += tl.sum(total2 * total2, axis=1)
+        square += _streamed(sum2, 2 * PART, x, gate, offset, stride, first_row, row, last_row, TOKENS, BLOCK_M, GATED)
     if PARTS > 3:
-        total3 = _streamed(total3, x + 3 * PART, gate + 3 * PART, gate_offset + 3 * PART, exists, GATED)
-        square += tl.sum(total3 * total3, axis=1)
+        square += _streamed(sum3, 3 * PART, x, gate, offset, stride, first_row, row, last_row, TOKENS, BLOCK_M, GATED)
 
     share = tl.rsqrt(square / WIDTH + EPSILON)[:, None]
-    # Four columns a thread, as in the stream, whose numbers are larger: more would have all of them move once more.
-    normal += first_row * WIDTH + row[:, None] * WIDTH + tl.max_contiguous(tl.multiple_of(column, (1, 4)), (1, 4))
-    shift += picture * shift_stride + column
-    shift_offset += column
-    _modulated(total0 * share, normal, shift, shift_offset, exists, WIDTH)
-    if PARTS > 1:
-        _modulated(total1 * share, normal + PART, shift + PART, shift_offset + PART, exists, WIDTH)
-    if PARTS > 2:
-        _modulated(total2 * share, normal + 2 * PART, shift + 2 * PART, shift_offset + 2 * PART, exists, WIDTH)
-    if PARTS > 3:
-        _modulated(total3 * share, normal + 3 * PART, shift + 3 * PART, shift_offset + 3 * PART, exists, WIDTH)
+    # Four columns a thread, as in the stream, whose numbers are larger: so what a thread stored is what it loads.
+    normal += first_row * WIDTH + row * WIDTH + tl.max_contiguous(tl.multiple_of(column, (1, 4)), (1, 4))
+    shift, shift_offset, stride = shift + column, shift_offset + column, shift_stride
+    for start in tl.range(0, WIDTH, PART, num_stages=1):
+        at, offset = shift + start, shift_offset + start
+        scales = _of_pictures(at + WIDTH, offset + WIDTH, stride, first_row, row, last_row, TOKENS, BLOCK_M)
+        shifts = _of_pictures(at, offset, stride, first_row, row, last_row, TOKENS, BLOCK_M)
+        value = tl.load(x + start, mask=row <= last_row, other=0.0).to(tl.float32) * share
+        tl.store(normal + start, (value * (1.0 + scales) + shifts).to(normal.dtype.element_ty), mask=row <= last_row)

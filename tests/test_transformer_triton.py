@@ -13,7 +13,7 @@ if DEVICE == "cpu":
 pytest.importorskip("triton", reason="the fused kernels need Triton (Linux)")
 
 from models import transformer_triton
-from models.transformer import PatchTransformer, modulate, rms_norm, rotate, rotary_table, time_features
+from models.transformer import PatchTransformer, modulate, rms_norm, rotary_table, rotate, time_features
 
 # What halves the traffic: the interpreter multiplies the bits of bfloat16 as integers, so there float16 stands for it.
 HALF = torch.float16 if DEVICE == "cpu" else torch.bfloat16
@@ -93,9 +93,9 @@ def test_gated_hidden_layer(count, hidden, dtype):
     assert_close(transformer_triton.swiglu(source, weight), torch.nn.functional.silu(gate) * up, dtype)
 
 
-# One picture a tile or several, a width that is a power of 2 and one that is not, tiles for few columns and for many.
+# One picture a tile, two or several; one part of a row, two or three; tiles for few columns and for many.
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("tokens", "width", "inner"), [(6, 64, 64), (64, 192, 64), (6, 192, 512)])
+@pytest.mark.parametrize(("tokens", "width", "inner"), [(6, 64, 64), (64, 192, 64), (32, 256, 64), (6, 192, 512)])
 def test_projection_into_the_stream(tokens, width, inner, dtype):
     batch = 3
     source = numbers(batch * tokens, inner).to(dtype)

@@ -136,7 +136,9 @@ class PatchTransformer(nn.Module):
         if torch.compiler.is_compiling() or not (torch.is_inference_mode_enabled() and tokens.is_cuda):
             return False
         half = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
-        return half and "transformer_triton" in globals() and transformer_triton.supports(self)
+        if not half or "transformer_triton" not in globals():
+            return False
+        return transformer_triton.supports(self) and transformer_triton.fits(tokens.device)
 
 
 def time_features(t: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ picture depends on the rest of its batch, but for the matrix products that the l
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING, cast
 
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 import triton
 from torch import Tensor
+from triton.runtime import driver
 
 from models import triton_blocks
 
@@ -38,6 +40,7 @@ PROJECT = {
     512: {"BLOCK_M": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 4},
 }
 MAX_TOKENS = 256
+SHARED_MEMORY = 227 * 1024  # bytes that a program may have where the tiles were chosen
 STREAM = torch.float32  # as under autocast, of the residual stream
 
 
@@ -47,6 +50,14 @@ def supports(backbone: PatchTransformer) -> bool:
     tokens, half = backbone.cos.shape
     whole = inputs % 64 == 0 and width % 64 == 0 and width // _part(width) <= 4
     return whole and tokens <= MAX_TOKENS and half in (16, 32, 64)
+
+
+@functools.cache
+def fits(device: torch.device) -> bool:
+    """Whether a GPU has room for the tiles: data-centre ones from the H100 on."""
+    index = torch.cuda.current_device() if device.index is None else device.index
+    room: int = driver.active.utils.get_device_properties(index)["max_shared_mem"]
+    return room >= SHARED_MEMORY
 
 
 def run(

@@ -19,7 +19,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -211,22 +210,6 @@ def slerp(a: Tensor, b: Tensor, way: Tensor) -> Tensor:
     angle = torch.arccos(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0))
     way = way[:, None, None, None].to(a)
     return (torch.sin((1.0 - way) * angle) * a + torch.sin(way * angle) * b) / torch.sin(angle)
-
-
-def compile_backbone(denoiser: Denoiser, mode: str = "default") -> None:
-    """Compile the network of a denoiser in place, for batches of one size; its first call then takes up to a minute."""
-    denoiser.backbone.compile(dynamic=False, **compile_options(mode))
-
-
-def compile_options(mode: str) -> dict[str, Any]:
-    """Arguments of torch.compile for one of its modes, such that every process compiles the same arithmetic."""
-    import torch._inductor.config  # slow to load, and seldom needed
-
-    options = dict(torch._inductor.list_mode_options(mode))
-    # Kernels chosen by timing them would let the last bits depend on the process.
-    if mode == "default" and hasattr(torch._inductor.config, "deterministic"):
-        options["deterministic"] = True
-    return {"options": options}
 
 
 def noise(seed: int, indices: Sequence[int], height: int, width: int) -> Tensor:

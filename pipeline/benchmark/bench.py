@@ -78,14 +78,6 @@ class Bench:
         return denoiser.to(self.device).eval().requires_grad_(False)
 
     @functools.cached_property
-    def compiled(self) -> Denoiser:
-        """The bundled weights as bulk generation uses them: compiled on a GPU."""
-        denoiser = checkpoint.load(checkpoint.PRETRAINED).to(self.device)
-        if self.cuda:
-            sampler.compile_backbone(denoiser)
-        return denoiser
-
-    @functools.cached_property
     def cats(self) -> Tensor:
         """Fields of a few cats: how far real splats reach decides how many matter."""
         count, steps = (16, 16) if self.cuda else (4, 4)

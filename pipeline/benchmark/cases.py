@@ -186,14 +186,14 @@ def network(bench: Bench) -> None:
     """Calls of the denoiser, without drawing."""
     batch, some = (2048, 256) if bench.cuda else (8, 8)
     noise, t = torch.randn(batch, 3, 64, 64, device=bench.device), torch.full((batch,), 0.5, device=bench.device)
-    compiled, eager = bench.compiled, bench.eager
-    flops = 2 * sum(p.numel() for p in compiled.parameters()) * 64
+    denoiser, eager = bench.denoiser, bench.eager
+    flops = 2 * sum(p.numel() for p in denoiser.parameters()) * 64
     with torch.inference_mode():
         bench.measure(
             f"network call, batch {batch}",
             "calls",
             batch,
-            lambda: compiled(noise, t),
+            lambda: denoiser(noise, t),
             baseline=(some, lambda: eager(noise[:some], t[:some])),
             limit=bench.limit(MATRIX_FLOPS / flops),
         )
@@ -208,7 +208,7 @@ def rollout(bench: Bench) -> None:
             f"rollout {solver}, {steps} calls, batch {batch}",
             "pictures",
             batch,
-            partial(sampler.sample, bench.compiled, noise, steps=steps, solver=solver),
+            partial(sampler.sample, bench.denoiser, noise, steps=steps, solver=solver),
             baseline=(
                 some,
                 partial(sampler.sample, bench.eager, noise[:some], steps=steps, solver=solver),

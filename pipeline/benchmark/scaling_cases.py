@@ -55,7 +55,6 @@ class Extent:
     detail: int = 256
 
 
-# At least sampling.COMPILED_PICTURES are generated, so that the network is the compiled one of bulk generation.
 GPU = Extent(checkpoint.PRETRAINED, 16, 51_200, 1024, 256, 8192, 128, 512, 512, 200, 20, 1024)
 CPU = Extent(
     checkpoint.PRETRAINED, 2, 16, 2, 2, 8, 1, 256, 8, 6, 1, 64, DenoiserConfig(blocks=2), lpips=False, detail=0

@@ -23,7 +23,7 @@ from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan import GenerationPlan
 from pipeline.datasets.splat_dataset import SplatDataset, write_table
 from pipeline.execution.threads import ordered
-from pipeline.generation.sampling import COMPILED_PICTURES, GPUS_PER_WORKER, generate_shard, plan_for, prepare
+from pipeline.generation.sampling import GPUS_PER_WORKER, generate_shard, plan_for
 from pipeline.rendering.encoders import Picture, encode_jpeg
 from pipeline.storage.store import Store
 
@@ -34,7 +34,7 @@ def generate(bench: Bench) -> None:
     """Noise to committed Parquet files, in as many processes as bulk generation gives one GPU or one CPU core."""
     batch, size, shards = (2048, 4096, 16) if bench.cuda else (4, 4, 3)
     weights, steps = checkpoint.read(checkpoint.PRETRAINED), 16 if bench.cuda else 4
-    plan = bulk_plan(weights, count=max(size * (shards + 1), COMPILED_PICTURES), size=size, batch=batch, steps=steps)
+    plan = bulk_plan(weights, count=size * (shards + 1), size=size, batch=batch, steps=steps)
     processes = round(1 / GPUS_PER_WORKER) if bench.cuda else 1
     with folder() as place:
         start = multiprocessing.get_context("spawn")
@@ -61,7 +61,7 @@ def _work(
 ) -> None:
     """Make every `processes`-th shard, from number `number` on, between two passages of the gate."""
     torch.set_num_threads(plan.threads)
-    denoiser = prepare(checkpoint.load(checkpoint.PRETRAINED), plan, device)
+    denoiser = checkpoint.load(checkpoint.PRETRAINED).to(device)
     store = Store(place)
     generate_shard(denoiser, plan, plan.shard(shards))
     gate.wait()

@@ -24,7 +24,7 @@ from pipeline.execution.production import commit, produce
 from pipeline.execution.tasks import MAX_RETRIES, result
 from pipeline.execution.workers import ActorWorkers
 from pipeline.generation.rollouts import kept_rollouts, rollout_sheet
-from pipeline.generation.sampling import GPUS_PER_WORKER, generate_shard, prepare
+from pipeline.generation.sampling import GPUS_PER_WORKER, generate_shard
 from pipeline.storage.store import Store
 
 ROLLOUT_FILE = "rollout.png"
@@ -36,7 +36,7 @@ class Generator:
     def __init__(self, weights: bytes, plan: GenerationPlan, store: Store, use_gpu: bool) -> None:
         torch.set_num_threads(plan.threads)
         self._device = "cuda" if use_gpu else "cpu"
-        self._denoiser = prepare(checkpoint.parse(weights, "of the plan"), plan, self._device)
+        self._denoiser = checkpoint.parse(weights, "of the plan").to(self._device)
         self._plan, self._store = plan, store
 
     def work(self, shard: Shard) -> Record:

@@ -25,8 +25,6 @@ from pipeline.execution.transfer import download
 # Processes share a GPU: one computes while others make noise, encode, hash and write.
 GPUS_PER_WORKER = 0.25
 NOISE_PIECE = 64  # pictures whose noise one thread makes at a time
-# Datasets of at least so many pictures are worth the minute that compiling takes in every process.
-COMPILED_PICTURES = 50_000
 
 
 def plan_for(weights: bytes, name: str, **chosen: Any) -> GenerationPlan:
@@ -37,14 +35,6 @@ def plan_for(weights: bytes, name: str, **chosen: Any) -> GenerationPlan:
     config = checkpoint.parse(weights, name).config
     shape = {key: getattr(config, key) for key in ("rows", "columns", "splats_per_patch", "kernel", "neighbourhood")}
     return GenerationPlan(model=checkpoint.fingerprint(weights), **shape, **chosen)
-
-
-def prepare(denoiser: Denoiser, plan: GenerationPlan, device: str) -> Denoiser:
-    """The denoiser on the device that generates `plan`, compiled where that pays: a function of the plan alone."""
-    denoiser = denoiser.to(device)
-    if device == "cuda" and plan.count >= COMPILED_PICTURES:
-        sampler.compile_backbone(denoiser)
-    return denoiser
 
 
 def generate_shard(denoiser: Denoiser, plan: GenerationPlan, shard: Shard) -> pa.Table:
@@ -93,7 +83,7 @@ def _sample(denoiser: Denoiser, plan: GenerationPlan, noise: Tensor) -> Tensor:
 def _overlapped(denoiser: Denoiser, plan: GenerationPlan, noises: Iterator[Tensor]) -> Iterator[np.ndarray]:
     """Fields, on the host, of batches of noise; the device gets all of its work before it is waited for.
 
-    Batches are filled up to the plan's size, so that a compiled network sees one shape.
+    Batches are filled up to the plan's size, so that the library's matrix products see one shape.
     """
     copies = []
     for noise in noises:

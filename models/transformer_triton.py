@@ -8,9 +8,9 @@ products is done where the products are:
 - `project` makes whole rows: a layer's output, gated, is added to the stream x, which is then normalised and modulated
   for the layer that follows. The embedding of the tokens is the same without a gate and a stream before it.
 
-The stream is float32, as it is under autocast; products take bfloat16 and sum in float32. Tiles are constants, chosen
-by measurement on an H100: choosing them at run time would let the last bits depend on the process. No value of a
-picture depends on the rest of its batch, but for the matrix products that the library does.
+The stream is float32, as it is under autocast; products take bfloat16 and sum in float32. Tiles are constants: choosing
+them at run time would let the last bits depend on the process. No value of a picture depends on the rest of its batch,
+but for the matrix products that the library does.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from pipeline.datasets.plan import GenerationPlan, power_of_two_size
 from pipeline.execution.cluster import DEVICES, check_gpu_share
 from pipeline.generation.generator import generate
 from pipeline.generation.rollouts import ROLLOUT_COLUMNS
-from pipeline.generation.sampling import GPUS_PER_WORKER, plan_for
+from pipeline.generation.sampling import plan_for
 from pipeline.storage.store import Store
 
 # Measured on a file of 64 pictures of the bundled weights.
@@ -76,8 +76,8 @@ class Options:
     device: str = "auto"
     """auto (GPUs where the cluster has some), cpu or gpu."""
 
-    gpus_per_worker: float = GPUS_PER_WORKER
-    """Part of a GPU that an actor takes, up to 1: with less, some compute while others make noise or write."""
+    gpus_per_worker: float = 1.0
+    """Part of a GPU that an actor takes, up to 1: with less, several share one, or other work has a part of it."""
 
     between: str | None = None
     """Two indices, like 12,57: instead of --count pictures, the --frames pictures of a morph from one to the other."""

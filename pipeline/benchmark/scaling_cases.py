@@ -25,7 +25,7 @@ from pipeline.datasets.plan import RenderPlan
 from pipeline.datasets.records import Record, committed
 from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.execution.cluster import Cluster
-from pipeline.generation import generator, sampling
+from pipeline.generation import generator
 from pipeline.photographs.preparation import prepare
 from pipeline.rendering import renderer
 from pipeline.rendering.press import balance
@@ -134,7 +134,7 @@ def generate(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
     weights, store = extent.weights.read_bytes(), Store(bench.new_folder())
     count = extent.generated * times
     plan = bulk_plan(weights, count=count, size=extent.generated_shard, batch=extent.batch, steps=extent.calls)
-    workers = bench.workers(units, sampling.GPUS_PER_WORKER)
+    workers = bench.workers(units, 1.0)
     begun = time.monotonic()
     generator.generate(plan, weights, store, workers=workers, device=bench.device)
     return Run(count, steady_rate(committed(store), workers), time.monotonic() - begun)

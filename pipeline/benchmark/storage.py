@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
-from multiprocessing.synchronize import Barrier
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan import GenerationPlan
 from pipeline.datasets.splat_dataset import SplatDataset, write_table
 from pipeline.execution.threads import ordered
-from pipeline.generation.sampling import GPUS_PER_WORKER, generate_shard, plan_for
+from pipeline.generation.sampling import HANDS, generate_shard, plan_for
 from pipeline.rendering.encoders import Picture, encode_jpeg
 from pipeline.storage.store import Store
 
@@ -31,46 +30,32 @@ SIDE = 512
 
 
 def generate(bench: Bench) -> None:
-    """Noise to committed Parquet files, in as many processes as bulk generation gives one GPU or one CPU core."""
-    batch, size, shards = (2048, 4096, 16) if bench.cuda else (4, 4, 3)
-    weights, steps = checkpoint.read(checkpoint.PRETRAINED), 16 if bench.cuda else 4
+    """Noise to committed Parquet files, by as many threads as an actor of bulk generation has hands."""
+    batch, size, shards = (2048, 4096, 24) if bench.cuda else (4, 4, 3)
+    steps = 16 if bench.cuda else 4
+    weights = checkpoint.read(checkpoint.PRETRAINED)
     plan = bulk_plan(weights, count=size * (shards + 1), size=size, batch=batch, steps=steps)
-    processes = round(1 / GPUS_PER_WORKER) if bench.cuda else 1
+    denoiser, turn = checkpoint.load(checkpoint.PRETRAINED).to(bench.device), threading.Lock()
     with folder() as place:
-        start = multiprocessing.get_context("spawn")
-        gate = start.Barrier(processes + 1)
-        work = partial(_work, plan, bench.device, place, gate, processes, shards)
-        running = [start.Process(target=work, args=(number,), daemon=True) for number in range(processes)]
-        for process in running:
-            process.start()
-        gate.wait(timeout=500)  # until all have warmed up
+        store = Store(place)
+
+        def work(number: int) -> None:
+            shard = plan.shard(number)
+            table = generate_shard(denoiser, plan, shard, turn)
+            with store.create(plan.data(shard)) as output:
+                write_table(table, output.file)
+
+        work(shards)  # warms up
         begun = time.perf_counter()
-        gate.wait(timeout=500)
+        with ThreadPoolExecutor(HANDS[bench.device]) as pool:
+            for _ in pool.map(work, range(shards)):
+                pass
         seconds = time.perf_counter() - begun
-        for process in running:
-            process.join()
     rate = shards * size / seconds
     bare = next((row for row in bench.rows if row.name.startswith("rollout deis")), None)
     note = f"{rate / bare.rate:.0%} of the bare rollout" if bare else ""
     name = f"generate deis, {plan.steps} calls, {shards} shards of {size}"
     bench.add(Row(name, "pictures", rate, seconds, 0.0, 1, None, bare.baseline if bare else None, None, note))
-
-
-def _work(
-    plan: GenerationPlan, device: str, place: str, gate: Barrier, processes: int, shards: int, number: int
-) -> None:
-    """Make every `processes`-th shard, from number `number` on, between two passages of the gate."""
-    torch.set_num_threads(plan.threads)
-    denoiser = checkpoint.load(checkpoint.PRETRAINED).to(device)
-    store = Store(place)
-    generate_shard(denoiser, plan, plan.shard(shards))
-    gate.wait()
-    for id in range(number, shards, processes):
-        shard = plan.shard(id)
-        table = generate_shard(denoiser, plan, shard)
-        with store.create(plan.data(shard)) as output:
-            write_table(table, output.file)
-    gate.wait()
 
 
 def read(bench: Bench) -> None:

@@ -54,61 +54,70 @@ class TaskWorkers:
 
 
 class ActorWorkers:
-    """Ray actors with a method `work(shard)`, one shard at a time: `start()` makes one, `capacity()` says how many.
+    """Ray actors with a method `work(shard)`: `start()` makes one, `capacity()` says how many.
 
-    A shard is given only to an actor that is up: one that waits for a place in a full cluster holds nothing back.
+    Each works on up to `hands` shards at once, in threads (Ray's max_concurrency must be no less). A shard is given
+    only to an actor that is up: one that waits for a place in a full cluster holds nothing back.
     """
 
-    def __init__(self, start: Callable[[], Any], capacity: Callable[[], int]) -> None:
-        self._start, self._capacity = start, capacity
+    def __init__(self, start: Callable[[], Any], capacity: Callable[[], int], hands: int = 1) -> None:
+        self._start, self._capacity, self._hands = start, capacity, hands
         self._starting: dict[ObjectRef, Any] = {}
-        self._idle: list[Any] = []
+        self._free: dict[Any, int] = {}  # actors that are up, and how many hands of each are free
         self._busy: dict[ObjectRef, tuple[Any, Shard]] = {}
 
     def room(self, wanted: int) -> int:
-        """How many actors are idle, after the number of actors has followed the work left and the cluster's size.
+        """How many hands are free, after the number of actors has followed the work left and the cluster's size.
 
-        Those not needed are ended: what they hold, an actor of this or of another job may wait for.
+        Actors not needed are ended: what they hold, an actor of this or of another job may wait for.
         """
-        spare = min(self._capacity() - len(self._busy), wanted)
-        while len(self._starting) + len(self._idle) < spare:
+        idle = [actor for actor, free in self._free.items() if free == self._hands]
+        spare = max(0, min(self._capacity() - (len(self._free) - len(idle)), wanted))
+        while len(self._starting) + len(idle) < spare:
             actor = self._start()
             self._starting[actor.__ray_ready__.remote()] = actor
-        while self._starting and len(self._starting) + len(self._idle) > spare:
+        while self._starting and len(self._starting) + len(idle) > spare:
             ray.kill(self._starting.popitem()[1])
-        while len(self._idle) > max(spare, 0):
-            ray.kill(self._idle.pop())
-        return len(self._idle)
+        while len(idle) > spare:
+            self._end(idle.pop())
+        return sum(self._free.values())
 
     def submit(self, shard: Shard) -> None:
-        """Give a shard to an idle actor."""
-        actor = self._idle.pop()
+        """Give a shard to the actor that has the most hands free."""
+        actor = max(self._free, key=self._free.__getitem__)
+        self._free[actor] -= 1
         self._busy[actor.work.remote(shard)] = (actor, shard)
 
     def wait(self, seconds: float) -> list[Ended]:
-        """Wait, at most so long, until an actor is up or has ended its shard; what has ended."""
+        """Wait, at most so long, until an actor is up or has ended a shard; what has ended."""
         ended = []
         for ref in _ready([*self._busy, *self._starting], seconds):
             if ref in self._starting:
                 actor, shard = self._starting.pop(ref), None
+                self._free[actor] = self._hands
             else:
                 actor, shard = self._busy.pop(ref)
+                if actor in self._free:
+                    self._free[actor] += 1
             end = _outcome(shard, ref)
-            if end.final or not end.reason:
-                self._idle.append(actor)
-            else:  # gone, or with a GPU context that may be broken
-                ray.kill(actor)
+            if end.reason and not end.final:  # gone, or with a GPU context that may be broken
+                self._end(actor)
             if shard is not None or end.reason:
                 ended.append(end)
         return ended
 
     def count(self) -> int:
         """How many actors are up."""
-        return len(self._idle) + len(self._busy)
+        return len(self._free)
 
     def close(self) -> None:
         """End all actors."""
-        for actor in [*self._idle, *self._starting.values(), *(actor for actor, _ in self._busy.values())]:
+        for actor in [*self._free, *self._starting.values()]:
+            ray.kill(actor)
+
+    def _end(self, actor: Any) -> None:
+        """End an actor; shards in other hands of it come back as lost."""
+        if self._free.pop(actor, None) is not None:
             ray.kill(actor)
 
 

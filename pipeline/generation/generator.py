@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
 import time
 from functools import partial
 
@@ -24,25 +25,25 @@ from pipeline.execution.production import commit, produce
 from pipeline.execution.tasks import MAX_RETRIES, result
 from pipeline.execution.workers import ActorWorkers
 from pipeline.generation.rollouts import kept_rollouts, rollout_sheet
-from pipeline.generation.sampling import GPUS_PER_WORKER, generate_shard
+from pipeline.generation.sampling import HANDS, generate_shard
 from pipeline.storage.store import Store
 
 ROLLOUT_FILE = "rollout.png"
 
 
 class Generator:
-    """What runs in a Ray actor: the loaded model, and one shard after another."""
+    """What runs in a Ray actor: the loaded model, and as many shards at once as it has HANDS."""
 
     def __init__(self, weights: bytes, plan: GenerationPlan, store: Store, use_gpu: bool) -> None:
         torch.set_num_threads(plan.threads)
         self._device = "cuda" if use_gpu else "cpu"
         self._denoiser = checkpoint.parse(weights, "of the plan").to(self._device)
-        self._plan, self._store = plan, store
+        self._plan, self._store, self._turn = plan, store, threading.Lock()
 
     def work(self, shard: Shard) -> Record:
         """Generate, write and commit a shard."""
         started = time.monotonic()
-        table = generate_shard(self._denoiser, self._plan, shard)
+        table = generate_shard(self._denoiser, self._plan, shard, self._turn)
         name = self._plan.data(shard)
         with self._store.create(name) as output:
             write_table(table, output.file)
@@ -81,7 +82,7 @@ def generate(
     *,
     workers: int | None = None,
     device: str = "auto",
-    gpus_per_worker: float = GPUS_PER_WORKER,
+    gpus_per_worker: float = 1.0,
     rollout: Indices | None = None,
     keep_rollout: Indices | None = None,
     stall_seconds: float = 3600.0,
@@ -104,8 +105,9 @@ def generate(
         else:
             options = {"num_cpus": cluster.cpu_share(workers or 1, plan.threads)}
         arguments = (ray.put(weights), plan, store, use_gpu)  # weights travel by the object store, once a node
-        start = GeneratorActor.options(**options).remote
-        return ActorWorkers(lambda: start(*arguments), cluster.capacity(workers, **options))
+        hands = HANDS["cuda" if use_gpu else "cpu"]
+        start = GeneratorActor.options(**options, max_concurrency=hands).remote
+        return ActorWorkers(lambda: start(*arguments), cluster.capacity(workers, **options), hands)
 
     with connect() if rollout or keep_rollout else contextlib.nullcontext():
         summary = produce(plan, store, start_workers, partial(splats_card, plan), stall_seconds=stall_seconds)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,8 +23,9 @@ from pipeline.datasets.splat_dataset import to_table
 from pipeline.execution.threads import ordered
 from pipeline.execution.transfer import download
 
-# Processes share a GPU: one computes while others make noise, encode, hash and write.
-GPUS_PER_WORKER = 0.25
+# Shards that a process has in hand: on a GPU it computes one, makes the noise of another, and encodes, hashes and
+# writes what it has computed of a third.
+HANDS = {"cuda": 3, "cpu": 1}
 NOISE_PIECE = 64  # pictures whose noise one thread makes at a time
 
 
@@ -37,8 +39,12 @@ def plan_for(weights: bytes, name: str, **chosen: Any) -> GenerationPlan:
     return GenerationPlan(model=checkpoint.fingerprint(weights), **shape, **chosen)
 
 
-def generate_shard(denoiser: Denoiser, plan: GenerationPlan, shard: Shard) -> pa.Table:
+def generate_shard(
+    denoiser: Denoiser, plan: GenerationPlan, shard: Shard, turn: AbstractContextManager[Any] | None = None
+) -> pa.Table:
     """The splats of one shard, from the device the denoiser is on: its table, see `splat_dataset.schema`.
+
+    Where several threads do so, `turn` is a lock that the one that uses a GPU holds; on a CPU there is no need.
 
     On one kind of device a pure function of the arguments, and of torch's number of threads on a CPU: the noise of
     a picture comes from its index, and the batches begin at the shard's first picture.
@@ -46,14 +52,15 @@ def generate_shard(denoiser: Denoiser, plan: GenerationPlan, shard: Shard) -> pa
     batches = [
         shard.indices.between(start, start + plan.batch_size) for start in range(0, len(shard.indices), plan.batch_size)
     ]
-    fields: Iterator[np.ndarray]
+    fields: Iterable[np.ndarray]
     if next(denoiser.parameters()).device.type == "cpu":
         # A process has the cores that its plan gives it: nothing to overlap with.
         fields = (_sample(denoiser, plan, noise_of(denoiser, plan, batch)).numpy() for batch in batches)
     else:
-        fields = _overlapped(denoiser, plan, _noises(denoiser, plan, batches))
+        fields = _in_turn(denoiser, plan, _noises(denoiser, plan, batches), turn or nullcontext())
     tables = []
-    for batch, field in zip(batches, fields, strict=True):
+    for batch, filled in zip(batches, fields, strict=True):
+        field = filled[: len(batch)]
         if not (np.abs(field) <= np.finfo(np.float16).max).all():
             raise UserError(f"the weights give splats that are not finite numbers, in {shard.name}: use other weights")
         tables.append(to_table(plan, batch, field))
@@ -80,15 +87,14 @@ def _sample(denoiser: Denoiser, plan: GenerationPlan, noise: Tensor) -> Tensor:
     return sampler.sample(denoiser, noise, steps=plan.steps, solver=plan.solver, schedule=plan.schedule)
 
 
-def _overlapped(denoiser: Denoiser, plan: GenerationPlan, noises: Iterator[Tensor]) -> Iterator[np.ndarray]:
-    """Fields, on the host, of batches of noise; the device gets all of its work before it is waited for.
+def _in_turn(
+    denoiser: Denoiser, plan: GenerationPlan, noises: Iterator[Tensor], turn: AbstractContextManager[Any]
+) -> list[np.ndarray]:
+    """Fields, on the host, of batches of noise, all of which there is before it is the GPU's turn.
 
     Batches are filled up to the plan's size, so that the library's matrix products see one shape.
     """
-    copies = []
-    for noise in noises:
-        full = F.pad(noise, (0, 0, 0, 0, 0, 0, 0, plan.batch_size - len(noise))).pin_memory()
-        field = _sample(denoiser, plan, full.to("cuda", non_blocking=True))[: len(noise)]
-        copies.append(download(field))
-    for there in copies:
-        yield there()
+    ready = [F.pad(n, (0, 0, 0, 0, 0, 0, 0, plan.batch_size - len(n))).pin_memory() for n in noises]
+    with turn:
+        begun = [download(_sample(denoiser, plan, noise.to("cuda", non_blocking=True))) for noise in ready]
+        return [there() for there in begun]

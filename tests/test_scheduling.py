@@ -1,5 +1,6 @@
 import dataclasses
 import os
+import threading
 import time
 import tracemalloc
 from pathlib import Path
@@ -41,13 +42,13 @@ def make_work(folder: Path, trouble: str = ""):
     return work
 
 
-def actors(work, limit: int = 2) -> ActorWorkers:
+def actors(work, limit: int = 2, hands: int = 1) -> ActorWorkers:
     class Worker:
         def work(self, shard: Shard) -> Record:
             return work(shard)
 
-    actor = ray.remote(num_cpus=0.5, max_restarts=0)(Worker)
-    return ActorWorkers(actor.remote, lambda: limit)
+    actor = ray.remote(num_cpus=0.5, max_restarts=0, max_concurrency=hands)(Worker)
+    return ActorWorkers(actor.remote, lambda: limit, hands)
 
 
 def tasks(work, limit: int = 2) -> TaskWorkers:
@@ -72,6 +73,25 @@ def test_every_shard_is_done_whatever_dies_once(ray_cluster, tmp_path, kind, tro
     assert (progress.done, progress.pictures, progress.retried) == (6, 60, 1 if trouble else 0)
     assert str(progress).startswith("shards 6/6  60 pictures")
     assert len(list(tmp_path.iterdir())) == 6 + progress.retried
+
+
+def test_an_actor_has_several_shards_in_hand_and_all_are_done_though_it_dies(ray_cluster, tmp_path):
+    work = make_work(tmp_path, "exit once")
+
+    class Worker:
+        def __init__(self) -> None:
+            self.both = threading.Barrier(2, timeout=20)
+
+        def work(self, shard: Shard) -> Record:
+            record = work(shard)
+            self.both.wait()  # passes only if another shard is worked on
+            return record
+
+    actor = ray.remote(num_cpus=0.5, max_restarts=0, max_concurrency=2)(Worker)
+    progress = run(ActorWorkers(actor.remote, lambda: 1, hands=2))
+    assert (progress.done, progress.pictures) == (6, 60)
+    assert progress.retried == 2  # the third shard, and the one in the other hand
+    assert len({path.name.split("-")[-1] for path in tmp_path.iterdir()}) == 2  # processes
 
 
 def test_a_failing_shard_is_given_up_with_its_reason_and_the_rest_is_done(ray_cluster, tmp_path):

@@ -164,10 +164,11 @@ def project(
     share = tl.rsqrt(square / WIDTH + EPSILON)[:, None]
     # Four columns a thread, as in the stream, whose numbers are larger: so what a thread stored is what it loads.
     normal += first_row * WIDTH + row * WIDTH + tl.max_contiguous(tl.multiple_of(column, (1, 4)), (1, 4))
-    shift, shift_offset, stride = shift + column, shift_offset + column, shift_stride
+    shift += column
+    shift_offset += column
     for start in tl.range(0, WIDTH, PART, num_stages=1):
-        at, offset = shift + start, shift_offset + start
-        scales = _of_pictures(at + WIDTH, offset + WIDTH, stride, first_row, row, last_row, TOKENS, BLOCK_M)
-        shifts = _of_pictures(at, offset, stride, first_row, row, last_row, TOKENS, BLOCK_M)
+        at, common = shift + start, shift_offset + start
+        scales = _of_pictures(at + WIDTH, common + WIDTH, shift_stride, first_row, row, last_row, TOKENS, BLOCK_M)
+        shifts = _of_pictures(at, common, shift_stride, first_row, row, last_row, TOKENS, BLOCK_M)
         value = tl.load(x + start, mask=row <= last_row, other=0.0).to(tl.float32) * share
         tl.store(normal + start, (value * (1.0 + scales) + shifts).to(normal.dtype.element_ty), mask=row <= last_row)

@@ -48,13 +48,12 @@ class Extent:
     pictures_per_shard: int  # on a GPU what jobs.render chooses for many pictures of this size
     most_shards: int  # of a process, beyond the first
     seconds: float  # of encoding and of drawing alone
-    # Part of a GPU that a process takes, and encoders for each CPU it has; the first as jobs.render has it.
-    layouts: tuple[tuple[float, float], ...]
+    layout: tuple[float, float]  # part of a GPU that a process takes, and encoders for each CPU it has
 
 
 EXTENTS = {
-    "cuda": Extent(256, 8, 5.0, ((GPUS_PER_WORKER, ENCODERS_PER_CPU), (GPUS_PER_WORKER, 1.0))),
-    "cpu": Extent(2, 1, 2.0, ((1.0, 1.0),)),
+    "cuda": Extent(256, 8, 5.0, (GPUS_PER_WORKER, ENCODERS_PER_CPU)),
+    "cpu": Extent(2, 1, 2.0, (1.0, 1.0)),
 }
 
 
@@ -84,17 +83,17 @@ def rate(done: Sequence[Done]) -> tuple[float, float]:
 def press(bench: Bench) -> None:
     """Stored splats to JPEG and PNG files, beside what all cores encode when they do nothing else."""
     extent = EXTENTS[bench.device]
-    layouts = [_processes(bench, *layout) for layout in extent.layouts]
-    most = max(processes for processes, _ in layouts) * (1 + extent.most_shards) * extent.pictures_per_shard
+    processes, encoders = _processes(bench, *extent.layout)
+    most = processes * (1 + extent.most_shards) * extent.pictures_per_shard
     with folder() as place, ExitStack() as stack:
         crews: dict[int, ProcessPoolExecutor] = {}
 
         def measure(
-            name: str, processes: int, work: Callable[[int], Done], limit: float | None = None
+            name: str, workers: int, work: Callable[[int], Done], limit: float | None = None
         ) -> tuple[Row, Counter[str]]:
-            if processes not in crews:
-                crews[processes] = stack.enter_context(_crew(processes))
-            row, timings = _measure(crews[processes], name, processes, work, limit)
+            if workers not in crews:
+                crews[workers] = stack.enter_context(_crew(workers))
+            row, timings = _measure(crews[workers], name, workers, work, limit)
             return bench.add(row), timings
 
         source = _stored(bench, place, most)
@@ -109,21 +108,20 @@ def press(bench: Bench) -> None:
             work = partial(_encode, plan, pictures, extent.seconds)
             alone[encoding] = measure(f"encode {encoding} {SIDE} px", cores(), work)[0].rate
         work = partial(_draw, source, sample, bench.device, extent.seconds)
-        drawing = measure(f"draw {SIDE} px, to the host", layouts[0][0], work)[0].rate
-        for processes, encoders in layouts:
-            for encoding, output, shards in RUNS:
-                count = processes * (1 + min(shards, extent.most_shards)) * extent.pictures_per_shard
-                plan = _plan(source, extent, encoding, output, count)
-                store = Store(f"{place}/{encoding}-{output}-{processes}-{encoders}")
-                work = partial(_press, source, plan, store, bench.device, encoders, processes)
-                name = f"press {encoding} {SIDE} px, {output}, {encoders} encoders each"
-                row, timings = measure(name, processes, work, alone[encoding])
-                bench.report(
-                    f"{encoding.upper()} {SIDE} px: pipeline {row.rate:,.1f} pictures/s, encoders alone"
-                    f" {alone[encoding]:,.1f}, share {row.rate / alone[encoding]:.0%}; drawing alone {drawing:,.1f},"
-                    f" share {row.rate / drawing:.0%}; {balance(timings)}"
-                )
-                store.remove_folder("")
+        drawing = measure(f"draw {SIDE} px, to the host", processes, work)[0].rate
+        for encoding, output, shards in RUNS:
+            count = processes * (1 + min(shards, extent.most_shards)) * extent.pictures_per_shard
+            plan = _plan(source, extent, encoding, output, count)
+            store = Store(f"{place}/{encoding}-{output}-{processes}-{encoders}")
+            work = partial(_press, source, plan, store, bench.device, encoders, processes)
+            name = f"press {encoding} {SIDE} px, {output}, {encoders} encoders each"
+            row, timings = measure(name, processes, work, alone[encoding])
+            bench.report(
+                f"{encoding.upper()} {SIDE} px: pipeline {row.rate:,.1f} pictures/s, encoders alone"
+                f" {alone[encoding]:,.1f}, share {row.rate / alone[encoding]:.0%}; drawing alone {drawing:,.1f},"
+                f" share {row.rate / drawing:.0%}; {balance(timings)}"
+            )
+            store.remove_folder("")
 
 
 def _processes(bench: Bench, gpu: float, encoders: float) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from pipeline.storage.store import Store
 BYTES_IN_FLIGHT = 1 << 28
 # Several processes share a GPU, each with its part of the CPUs beside it as encoders: what Python does between two
 # calls, in one of them, leaves the GPU to the others, and one that starts a shard fills the pause of one that ends it.
-GPUS_PER_WORKER = 0.25
+GPUS_PER_WORKER = 0.125
 # Threads that encode: some more than CPUs, since some of them always wait for Python's lock, or for pixels.
 ENCODERS_PER_CPU = 1.5
 

@@ -44,7 +44,7 @@ def test_a_run_measures_what_it_was_asked_for(tmp_path, capsys, monkeypatch):
 def test_the_press_is_measured_beside_its_encoders(capsys, monkeypatch):
     monkeypatch.setattr(press, "SIDE", 64)
     monkeypatch.setattr(press, "RUNS", (("png", "files", 1),))
-    monkeypatch.setattr(press, "EXTENTS", {"cpu": press.Extent(2, 1, 0.2, ((1.0, 1.0),))})
+    monkeypatch.setattr(press, "EXTENTS", {"cpu": press.Extent(2, 1, 0.2)})
     assert cli.run(benchmark.Options, benchmark.main, ["--device", "cpu", "--only", "press"]) == 0
     said = capsys.readouterr().out
     found = re.search(r"PNG 64 px: pipeline (.*?) pictures/s, encoders alone (.*?), share (\d+)%", said)

@@ -29,7 +29,7 @@ from pipeline.datasets.splat_dataset import SplatDataset, to_table, write_table
 from pipeline.execution.threads import cores
 from pipeline.rendering.drawing import facts_of, standing
 from pipeline.rendering.encoders import ENCODINGS, Picture
-from pipeline.rendering.press import ENCODERS_PER_CPU, GPUS_PER_WORKER, Press, balance, encoders_on
+from pipeline.rendering.press import GPUS_PER_WORKER, Press, balance, encoders_on
 from pipeline.rendering.sinks import FORMATS
 from pipeline.storage.store import Store
 
@@ -48,12 +48,11 @@ class Extent:
     pictures_per_shard: int  # on a GPU what jobs.render chooses for many pictures of this size
     most_shards: int  # of a process, beyond the first
     seconds: float  # of encoding and of drawing alone
-    layout: tuple[float, float]  # part of a GPU that a process takes, and encoders for each CPU it has
 
 
 EXTENTS = {
-    "cuda": Extent(256, 8, 5.0, (GPUS_PER_WORKER, ENCODERS_PER_CPU)),
-    "cpu": Extent(2, 1, 2.0, (1.0, 1.0)),
+    "cuda": Extent(256, 8, 5.0),
+    "cpu": Extent(2, 1, 2.0),
 }
 
 
@@ -83,7 +82,7 @@ def rate(done: Sequence[Done]) -> tuple[float, float]:
 def press(bench: Bench) -> None:
     """Stored splats to JPEG and PNG files, beside what all cores encode when they do nothing else."""
     extent = EXTENTS[bench.device]
-    processes, encoders = _processes(bench, *extent.layout)
+    processes, encoders = _processes(bench)
     most = processes * (1 + extent.most_shards) * extent.pictures_per_shard
     with folder() as place, ExitStack() as stack:
         crews: dict[int, ProcessPoolExecutor] = {}
@@ -124,11 +123,11 @@ def press(bench: Bench) -> None:
             store.remove_folder("")
 
 
-def _processes(bench: Bench, gpu: float, encoders: float) -> tuple[int, int]:
+def _processes(bench: Bench) -> tuple[int, int]:
     """How many processes there are and the encoders of each, as jobs.render would have them on this machine."""
     if not bench.cuda:
         return cores(), 1
-    return round(1 / gpu), encoders_on(cores() * gpu, encoders)
+    return round(1 / GPUS_PER_WORKER), encoders_on(cores() * GPUS_PER_WORKER)
 
 
 def _crew(processes: int) -> ProcessPoolExecutor:

@@ -98,9 +98,9 @@ class Press:
         }
 
 
-def encoders_on(cpus: float, per_cpu: float = ENCODERS_PER_CPU) -> int:
+def encoders_on(cpus: float) -> int:
     """How many threads of a process encode that has so many CPUs beside its part of a GPU."""
-    return max(1, int(per_cpu * cpus))
+    return max(1, int(ENCODERS_PER_CPU * cpus))
 
 
 def balance(timings: Mapping[str, float]) -> str:

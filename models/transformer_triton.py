@@ -1,12 +1,12 @@
-"""Fused Triton kernels for the blocks of `models.transformer` without gradients: four kernels and a product a block.
+"""Fused Triton kernels for the blocks of `models.transformer` without gradients: four kernels, three products a block.
 
-At a width of a few hundred, a block waits for memory more than it computes, so whatever stands between two matrix
-products is done where the products are:
+At a width of a few hundred, a block waits for memory as long as it computes, so what stands between two matrix products
+is done in as few passes as can be:
 
 - `attend` reads queries, keys and values as their layer wrote them, normalises, rotates and attends;
 - `swiglu` makes a tile of the gate and the same tile of what it gates, and writes their product alone;
-- `project` makes whole rows: a layer's output, gated, is added to the stream x, which is then normalised and modulated
-  for the layer that follows. The embedding of the tokens is the same without a gate and a stream before it.
+- `join` adds a layer's output, gated, to the stream x, and normalises and modulates x for the layer that follows. The
+  embedding of the tokens is the same without a gate and a stream before it.
 
 The stream is float32, as it is under autocast; products take bfloat16 and sum in float32. Tiles are constants: choosing
 them at run time would let the last bits depend on the process. No value of a picture depends on the rest of its batch,
@@ -31,30 +31,26 @@ if TYPE_CHECKING:
     from models.transformer import Block, PatchTransformer
 
 # Queries at once, heads in turn.
-ATTEND = {"BLOCK_Q": 64, "TURNS": 2, "num_warps": 4, "num_stages": 1}
+ATTEND = {"BLOCK_Q": 64, "TURNS": 1, "num_warps": 4, "num_stages": 1}
 # Tokens, columns of the hidden layer, and columns of the input at once.
 SWIGLU = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
-# Tokens and columns of the input at once, by the least columns of the input.
-PROJECT = {
-    0: {"BLOCK_M": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3},
-    512: {"BLOCK_M": 64, "BLOCK_K": 32, "num_warps": 8, "num_stages": 4},
-}
+# Tokens at once.
+JOIN = {"ROWS": 8, "num_warps": 4}
 MAX_TOKENS = 256
-SHARED_MEMORY = 227 * 1024  # bytes that a program may have where the tiles were chosen
-STREAM = torch.float32  # as under autocast, of the residual stream
+MAX_WIDTH = 1024
+SHARED_MEMORY = 96 * 1024  # bytes that a program of `swiglu` takes
 
 
 def supports(backbone: PatchTransformer) -> bool:
     """Whether the kernels are made for its shape: a picture's tokens and a token's columns fit a multiprocessor."""
-    width, inputs = backbone.embed.weight.shape
+    width = backbone.embed.out_features
     tokens, half = backbone.cos.shape
-    whole = inputs % 64 == 0 and width % 64 == 0 and width // _part(width) <= 4
-    return whole and tokens <= MAX_TOKENS and half in (16, 32, 64)
+    return width % 64 == 0 and width <= MAX_WIDTH and tokens <= MAX_TOKENS and half in (16, 32, 64)
 
 
 @functools.cache
 def fits(device: torch.device) -> bool:
-    """Whether a GPU has room for the tiles: data-centre ones from the H100 on."""
+    """Whether a GPU has room for the tiles, as most have from Ampere (2020) on."""
     index = torch.cuda.current_device() if device.index is None else device.index
     room: int = driver.active.utils.get_device_properties(index)["max_shared_mem"]
     return room >= SHARED_MEMORY
@@ -69,23 +65,23 @@ def run(
     """
     batch, count, inputs = tokens.shape
     width = backbone.embed.out_features
-    x = tokens.new_empty(batch * count, width, dtype=STREAM)
+    x = tokens.new_empty(batch * count, width, dtype=torch.float32)
     normal = tokens.new_empty(batch * count, width, dtype=dtype)
     plain = last.new_zeros(2, width)
     blocks = cast("list[Block]", list(backbone.blocks))
     # What normalises and modulates for the first layer of each block, and for the head: shift and scale, and offsets.
     norms = [(modulation, block.offset) for block in blocks] + [(last, plain)]
     source = tokens.to(dtype).reshape(-1, inputs)
-    project(source, backbone.embed.weight.to(dtype), x, normal, count, (None, backbone.embed.bias), norms[0])
+    join(F.linear(source, backbone.embed.weight.to(dtype)), x, normal, count, (None, backbone.embed.bias), norms[0])
     for number, block in enumerate(blocks):
         mixed = attend(F.linear(normal, block.qkv.weight.to(dtype)), block, backbone.cos, backbone.sin)
         gate1, after1 = ((modulation[:, at], block.offset[at]) for at in (2, 3))
-        project(mixed, block.project.weight.to(dtype), x, normal, count, gate1, after1)
+        join(F.linear(mixed, block.project.weight.to(dtype)), x, normal, count, gate1, after1)
         hidden = swiglu(normal, block.gate_up.weight.to(dtype))
         if number + 1 == len(blocks):
             normal = tokens.new_empty(x.shape, dtype=torch.float32)
         gate2 = modulation[:, 5], block.offset[5]
-        project(hidden, block.down.weight.to(dtype), x, normal, count, gate2, norms[number + 1])
+        join(F.linear(hidden, block.down.weight.to(dtype)), x, normal, count, gate2, norms[number + 1])
     return normal.view(batch, count, width)
 
 
@@ -118,33 +114,25 @@ def swiglu(normal: Tensor, weight: Tensor) -> Tensor:
     return hidden
 
 
-def project(
-    source: Tensor,
-    weight: Tensor,
+def join(
+    layer: Tensor,
     x: Tensor,
     normal: Tensor,
     tokens: int,
     gate: tuple[Tensor | None, Tensor],
     norm: tuple[Tensor, Tensor],
 ) -> None:
-    """In place, x += gate * (source @ weight^T) and normal = rms_norm(x) * (1 + scale) + shift.
+    """In place, x += gate * layer and normal = rms_norm(x) * (1 + scale) + shift, all [B tokens, D].
 
-    x and normal are [B tokens, D]; source is [B tokens, inner]. `gate` and `norm` are each a part that pictures have,
-    [B, D] or [B, n, D] with a row a picture, and the offset that is added to it; of `norm` both have the shift, and
-    behind it the scale. Without the pictures' part of `gate`, x = source @ weight^T + the offset.
+    `gate` and `norm` are each a part that pictures have, [B, D] or [B, n, D] with a row a picture, and the offset that
+    is added to it; of `norm` both have the shift, and behind it the scale. Without the pictures' part of `gate`,
+    x = layer + the offset.
     """
-    count, inner = source.shape
-    part = _part(len(weight))
-    tiles = PROJECT[max(least for least in PROJECT if least <= inner)]
+    count, width = layer.shape
+    of_picture, offset = gate
     if count:
-        of_picture, offset = gate
-        triton_blocks.project[(triton.cdiv(count, tiles["BLOCK_M"]),)](
-            source, weight, x, normal, norm[0] if of_picture is None else of_picture, offset, *norm,
+        triton_blocks.join[(triton.cdiv(count, JOIN["ROWS"]),)](
+            layer, x, normal, norm[0] if of_picture is None else of_picture, offset, *norm,
             0 if of_picture is None else of_picture.stride(0), norm[0].stride(0), count,
-            TOKENS=tokens, INNER=inner, PARTS=len(weight) // part, PART=part, GATED=of_picture is not None, **tiles,
+            TOKENS=tokens, WIDTH=width, PADDED=triton.next_power_of_2(width), GATED=of_picture is not None, **JOIN,
         )  # fmt: skip
-
-
-def _part(width: int) -> int:
-    """Columns that are summed as one tile, of which a row has at most four."""
-    return math.gcd(width, 128)

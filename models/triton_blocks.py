@@ -88,87 +88,33 @@ def swiglu(
     tl.store(place, value.to(hidden.dtype.element_ty), mask=(row <= last_row)[:, None])
 
 
-@triton.jit
-def _of_pictures(at, offset, stride, first_row, row, last_row, TOKENS: tl.constexpr, BLOCK_M: tl.constexpr):
-    """What modulates a tile's rows: the numbers at `at`, every picture its own, plus the offset they share."""
-    picture = first_row // TOKENS
-    if TOKENS % BLOCK_M == 0:
-        value = tl.load(at + picture * stride)
-    elif TOKENS * 2 == BLOCK_M:
-        other = tl.minimum(picture + 1, (first_row + last_row) // TOKENS)
-        value = tl.where(row < TOKENS, tl.load(at + picture * stride), tl.load(at + other * stride))
-    else:
-        value = tl.load(at + (first_row + tl.minimum(row, last_row)) // TOKENS * stride)
-    return value + tl.load(offset)
-
-
-@triton.jit
-def _streamed(
-    layer, START: tl.constexpr, x, gate, offset, stride, first_row, row, last_row,
-    TOKENS: tl.constexpr, BLOCK_M: tl.constexpr, GATED: tl.constexpr,
-):  # fmt: skip
-    """Add a part of a layer's output, from column START on, to the stream; the sums of the new stream's squares."""
-    if GATED:
-        gates = _of_pictures(gate + START, offset + START, stride, first_row, row, last_row, TOKENS, BLOCK_M)
-        layer = tl.load(x + START, mask=row <= last_row, other=0.0).to(tl.float32) + gates * layer
-    else:
-        layer += tl.load(offset + START)
-    tl.store(x + START, layer.to(x.dtype.element_ty), mask=row <= last_row)
-    # What the parts that follow load stays behind this: all at once, it would not fit the registers.
-    tl.debug_barrier()
-    return tl.sum(layer * layer, axis=1)
-
-
 @triton.jit(do_not_specialize=["count"])
-def project(
-    source, weight, x, normal, gate, gate_offset, shift, shift_offset, gate_stride, shift_stride, count,
-    TOKENS: tl.constexpr, INNER: tl.constexpr, PARTS: tl.constexpr, PART: tl.constexpr, GATED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+def join(
+    layer, x, normal, gate, gate_offset, shift, shift_offset, gate_stride, shift_stride, count,
+    TOKENS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, GATED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Whole rows of BLOCK_M tokens, as 1 to 4 PARTS of PART columns: the sides of a tile are powers of 2.
-
-    The new stream is stored, and loaded again to be normalised: beside the sums there is no room to keep it.
-    """
-    WIDTH: tl.constexpr = PARTS * PART
-    first_row = tl.program_id(0).to(tl.int64) * BLOCK_M
-    row = tl.arange(0, BLOCK_M)[:, None]
-    last_row = (count - 1 - first_row).to(tl.int32)
-    inner = tl.arange(0, BLOCK_K)
-    column = tl.arange(0, PART)[None, :]
-    tokens = source + first_row * INNER + tl.minimum(row, last_row) * INNER + inner[None, :]
-    layer = weight + column * INNER + inner[:, None]
-    sum0 = tl.zeros([BLOCK_M, PART], tl.float32)
-    sum1 = sum0
-    sum2 = sum0
-    sum3 = sum0
-    for k in range(0, INNER, BLOCK_K):
-        part = tl.load(tokens + k)
-        sum0 = tl.dot(part, tl.load(layer + k), sum0)
-        if PARTS > 1:
-            sum1 = tl.dot(part, tl.load(layer + PART * INNER + k), sum1)
-        if PARTS > 2:
-            sum2 = tl.dot(part, tl.load(layer + 2 * PART * INNER + k), sum2)
-        if PARTS > 3:
-            sum3 = tl.dot(part, tl.load(layer + 3 * PART * INNER + k), sum3)
-
-    gate, offset, stride = gate + column, gate_offset + column, gate_stride
-    x += first_row * WIDTH + row * WIDTH + column
-    square = _streamed(sum0, 0, x, gate, offset, stride, first_row, row, last_row, TOKENS, BLOCK_M, GATED)
-    if PARTS > 1:
-        square += _streamed(sum1, PART, x, gate, offset, stride, first_row, row, last_row, TOKENS, BLOCK_M, GATED)
-    if PARTS > 2:
-        square += _streamed(sum2, 2 * PART, x, gate, offset, stride, first_row, row, last_row, TOKENS, BLOCK_M, GATED)
-    if PARTS > 3:
-        square += _streamed(sum3, 3 * PART, x, gate, offset, stride, first_row, row, last_row, TOKENS, BLOCK_M, GATED)
-
-    share = tl.rsqrt(square / WIDTH + EPSILON)[:, None]
-    # Four columns a thread, as in the stream, whose numbers are larger: so what a thread stored is what it loads.
-    normal += first_row * WIDTH + row * WIDTH + tl.max_contiguous(tl.multiple_of(column, (1, 4)), (1, 4))
-    shift += column
+    """ROWS tokens: a layer's output joins the stream x, which is then normalised and modulated."""
+    first_row = tl.program_id(0).to(tl.int64) * ROWS
+    row = tl.arange(0, ROWS)[:, None]
+    column = tl.arange(0, PADDED)[None, :]
+    there = column < WIDTH
+    exists = there & (first_row + row < count)
+    at = first_row * WIDTH + row * WIDTH + column
+    if TOKENS % ROWS == 0:
+        picture = first_row // TOKENS + tl.zeros([1, 1], tl.int64)
+    else:
+        picture = tl.minimum(first_row + row, count - 1) // TOKENS
+    value = tl.load(layer + at, mask=exists, other=0.0).to(tl.float32)
+    offset = tl.load(gate_offset + column, mask=there, other=0.0)
+    if GATED:
+        gates = tl.load(gate + picture * gate_stride + column, mask=there, other=0.0) + offset
+        value = tl.load(x + at, mask=exists, other=0.0) + gates * value
+    else:
+        value = tl.where(there, value + offset, 0.0)
+    tl.store(x + at, value, mask=exists)
+    share = tl.rsqrt(tl.sum(value * value, axis=1) / WIDTH + EPSILON)[:, None]
+    shift += picture * shift_stride + column
     shift_offset += column
-    for start in tl.range(0, WIDTH, PART, num_stages=1):
-        at, common = shift + start, shift_offset + start
-        scales = _of_pictures(at + WIDTH, common + WIDTH, shift_stride, first_row, row, last_row, TOKENS, BLOCK_M)
-        shifts = _of_pictures(at, common, shift_stride, first_row, row, last_row, TOKENS, BLOCK_M)
-        value = tl.load(x + start, mask=row <= last_row, other=0.0).to(tl.float32) * share
-        tl.store(normal + start, (value * (1.0 + scales) + shifts).to(normal.dtype.element_ty), mask=row <= last_row)
+    scales = tl.load(shift + WIDTH, mask=there, other=0.0) + tl.load(shift_offset + WIDTH, mask=there, other=0.0)
+    shifts = tl.load(shift, mask=there, other=0.0) + tl.load(shift_offset, mask=there, other=0.0)
+    tl.store(normal + at, (value * share * (1.0 + scales) + shifts).to(normal.dtype.element_ty), mask=exists)

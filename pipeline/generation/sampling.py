@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from models import checkpoint, sampler
@@ -59,8 +58,7 @@ def generate_shard(
     else:
         fields = _in_turn(denoiser, plan, _noises(denoiser, plan, batches), turn or nullcontext())
     tables = []
-    for batch, filled in zip(batches, fields, strict=True):
-        field = filled[: len(batch)]
+    for batch, field in zip(batches, fields, strict=True):
         if not (np.abs(field) <= np.finfo(np.float16).max).all():
             raise UserError(f"the weights give splats that are not finite numbers, in {shard.name}: use other weights")
         tables.append(to_table(plan, batch, field))
@@ -90,11 +88,8 @@ def _sample(denoiser: Denoiser, plan: GenerationPlan, noise: Tensor) -> Tensor:
 def _in_turn(
     denoiser: Denoiser, plan: GenerationPlan, noises: Iterator[Tensor], turn: AbstractContextManager[Any]
 ) -> list[np.ndarray]:
-    """Fields, on the host, of batches of noise, all of which there is before it is the GPU's turn.
-
-    Batches are filled up to the plan's size, so that the library's matrix products see one shape.
-    """
-    ready = [F.pad(n, (0, 0, 0, 0, 0, 0, 0, plan.batch_size - len(n))).pin_memory() for n in noises]
+    """Fields, on the host, of batches of noise, all of which there is before it is the GPU's turn."""
+    ready = [noise.pin_memory() for noise in noises]
     with turn:
         begun = [download(_sample(denoiser, plan, noise.to("cuda", non_blocking=True))) for noise in ready]
         return [there() for there in begun]

@@ -127,7 +127,7 @@ def test_whatever_a_plan_file_holds_it_is_a_plan_or_one_line(tmp_path, changes, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "format version 2"),
+        ({"format_version": 3}, "format version 3"),
         ({"kind": "pictures"}, "dataset of 'pictures'"),
         ({"seed": "1"}, "damaged: seed"),
         ({"seed": None}, "damaged: seed"),

@@ -20,7 +20,7 @@ def plain(field, height, width, kernel, neighbourhood=3):
     image = torch.zeros(3, height, width, dtype=torch.float64)
 
     def window(p):
-        return 0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0.0, -p, p - 1)))
+        return (0.5 + 0.5 * math.cos(math.pi * min(1.0, max(0.0, -p, p - 1)))) ** 2
 
     for y in range(height):
         for x in range(width):

@@ -8,6 +8,7 @@ import pytest
 from test_rendering import command
 
 from jobs import render
+from pipeline.datasets.plan import FORMAT_VERSION
 from pipeline.datasets.splat_dataset import SplatDataset
 
 
@@ -79,9 +80,9 @@ def test_splats_of_a_future_format_are_refused(splats, tmp_path, capsys):
     future = tmp_path / "splats"
     shutil.copytree(splats, future)
     plan = json.loads((future / "plan.json").read_text())
-    (future / "plan.json").write_text(json.dumps({**plan, "format_version": 2}))
+    (future / "plan.json").write_text(json.dumps({**plan, "format_version": FORMAT_VERSION + 1}))
     assert command(future, tmp_path / "out") == 1
-    assert "has format version 2" in capsys.readouterr().err
+    assert f"has format version {FORMAT_VERSION + 1}" in capsys.readouterr().err
 
 
 def test_very_large_pictures_are_tiled_in_the_format_that_has_the_encoding(splats):

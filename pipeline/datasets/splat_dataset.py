@@ -45,7 +45,7 @@ FORMULAS = {
     " (its own patch only if neighbourhood is 1); -1 is black, 1 is full, clamp at the end",
     "weight": "w = exp(d - 4 q) window(x - column) window(y - row), with the home column and row of the splat;"
     " without windows if neighbourhood is 1",
-    "window": "1 from 0 to 1, and (1 + cos(pi s)) / 2 at a distance s < 1 outside of that, 0 beyond",
+    "window": "1 from 0 to 1, and ((1 + cos(pi s)) / 2)^2 at a distance s < 1 outside of that, 0 beyond",
     "kernel wavelet": "exp(-0.9 q) cos(6 q)",
     "kernel sharp": "with s = 2 q: 1 - min(s, 1)^16 - 4 exp(-s) sin(max(s, 1) - 1)",
     "kernel gaussian": "exp(-2 q)",

@@ -86,7 +86,7 @@
 
   function logWindow(place) {
     const outside = Math.min(1, Math.max(0, -place, place - 1));
-    return 2 * Math.log(Math.cos((Math.PI / 2) * outside));
+    return 4 * Math.log(Math.cos((Math.PI / 2) * outside));
   }
 
   function decodeHalves(base64) {

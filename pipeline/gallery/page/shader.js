@@ -48,9 +48,9 @@ float kernel(float q, int name) {
 
 float distanceOutside(float place) { return max(-place, place - 1.0); }
 
-// Logarithm of the window: 1 within the patch, a raised cosine to 0 one patch further.
+// Logarithm of the window: 1 within the patch, the square of a raised cosine to 0 one patch further.
 float logWindow(float outside) {
-  return 2.0 * log(cos(1.5707963267948966 * clamp(outside, 0.0, 1.0)));
+  return 4.0 * log(cos(1.5707963267948966 * clamp(outside, 0.0, 1.0)));
 }
 
 vec3 splatColour(vec3 rgb, float d) {

@@ -16,7 +16,6 @@ but for the matrix products that the library does.
 from __future__ import annotations
 
 import functools
-import math
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -30,8 +29,8 @@ from models import triton_blocks
 if TYPE_CHECKING:
     from models.transformer import Block, PatchTransformer
 
-# Queries at once, heads in turn.
-ATTEND = {"BLOCK_Q": 64, "TURNS": 1, "num_warps": 4, "num_stages": 1}
+# Queries at once.
+ATTEND = {"BLOCK_Q": 64, "num_warps": 4, "num_stages": 1}
 # Tokens, columns of the hidden layer, and columns of the input at once.
 SWIGLU = {"BLOCK_M": 128, "BLOCK_N": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
 # Tokens at once.
@@ -64,6 +63,7 @@ def run(
     `modulation` [B, 6, D] is that of all blocks and `last` [B, 2, D] that of what they leave; both contiguous.
     """
     batch, count, inputs = tokens.shape
+    assert len(modulation) == len(last) == batch
     width = backbone.embed.out_features
     x = tokens.new_empty(batch * count, width, dtype=torch.float32)
     normal = tokens.new_empty(batch * count, width, dtype=dtype)
@@ -90,13 +90,12 @@ def attend(qkv: Tensor, block: Block, cos: Tensor, sin: Tensor) -> Tensor:
     tokens, half = cos.shape
     heads = block.heads
     mixed = qkv.new_empty(len(qkv), heads * 2 * half)
-    turns = math.gcd(ATTEND["TURNS"], heads)
-    grid = len(qkv) // tokens * (heads // turns), triton.cdiv(tokens, ATTEND["BLOCK_Q"])
+    grid = len(qkv) // tokens * heads, triton.cdiv(tokens, ATTEND["BLOCK_Q"])
     if len(qkv):
         triton_blocks.attend[grid](
             qkv, block.query_scale, block.key_scale, cos, sin, mixed,
             TOKENS=tokens, PADDED=max(16, triton.next_power_of_2(tokens)), HEADS=heads, HALF=half,
-            SCALE=(2 * half) ** -0.5, **ATTEND | {"TURNS": turns},
+            SCALE=(2 * half) ** -0.5, **ATTEND,
         )  # fmt: skip
     return mixed
 
@@ -106,10 +105,9 @@ def swiglu(normal: Tensor, weight: Tensor) -> Tensor:
     count, inner = normal.shape
     size = len(weight) // 2
     hidden = normal.new_empty(count, size)
-    columns = math.gcd(SWIGLU["BLOCK_N"], size)
     if count:
-        triton_blocks.swiglu[(triton.cdiv(count, SWIGLU["BLOCK_M"]) * (size // columns),)](
-            normal, weight, hidden, count, INNER=inner, HIDDEN=size, **SWIGLU | {"BLOCK_N": columns}
+        triton_blocks.swiglu[(triton.cdiv(count, SWIGLU["BLOCK_M"]) * (size // SWIGLU["BLOCK_N"]),)](
+            normal, weight, hidden, count, INNER=inner, HIDDEN=size, **SWIGLU
         )
     return hidden
 

@@ -27,13 +27,13 @@ def _turned(at, exists, scale, cos, sin, HALF: tl.constexpr):
 def attend(
     qkv, query_scale, key_scale, cos, sin, mixed,
     TOKENS: tl.constexpr, PADDED: tl.constexpr, HEADS: tl.constexpr, HALF: tl.constexpr, BLOCK_Q: tl.constexpr,
-    TURNS: tl.constexpr, SCALE: tl.constexpr,
+    SCALE: tl.constexpr,
 ):  # fmt: skip
-    """One picture's BLOCK_Q queries in TURNS heads, one head after the other, over all of the picture's keys."""
+    """One picture's BLOCK_Q queries in one head, over all of the picture's keys."""
     WIDTH: tl.constexpr = HEADS * 2 * HALF
     program = tl.program_id(0)
-    first_row = (program // (HEADS // TURNS)).to(tl.int64) * TOKENS
-    first_head = program % (HEADS // TURNS) * TURNS
+    first_row = (program // HEADS).to(tl.int64) * TOKENS
+    start = program % HEADS * (2 * HALF)
     query = tl.program_id(1) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     key = tl.arange(0, PADDED)
     angle = tl.arange(0, HALF)
@@ -43,23 +43,21 @@ def attend(
     query_cos, query_sin = tl.load(cos + query_at, mask=asks, other=0.0), tl.load(sin + query_at, mask=asks, other=0.0)
     key_cos, key_sin = tl.load(cos + key_at, mask=answers, other=0.0), tl.load(sin + key_at, mask=answers, other=0.0)
     kind = qkv.dtype.element_ty
-    for turn in range(TURNS):
-        start = (first_head + turn) * (2 * HALF)
-        rows = qkv + first_row * (3 * WIDTH) + start
-        queries = rows + query[:, None] * (3 * WIDTH) + angle[None, :]
-        keys = rows + key[:, None] * (3 * WIDTH) + angle[None, :] + WIDTH
-        values = rows + key[:, None] * (3 * WIDTH) + column[None, :] + 2 * WIDTH
-        q1, q2 = _turned(queries, asks, query_scale, query_cos, query_sin, HALF)
-        k1, k2 = _turned(keys, answers, key_scale, key_cos, key_sin, HALF)
-        score = tl.dot(q1.to(kind), tl.trans(k1.to(kind)))
-        score = tl.dot(q2.to(kind), tl.trans(k2.to(kind)), score) * (LOG2E * SCALE)
-        if PADDED > TOKENS:
-            score = tl.where((key < TOKENS)[None, :], score, float("-inf"))
-        weight = tl.exp2(score - tl.max(score, axis=1)[:, None])
-        total = tl.dot(weight.to(kind), tl.load(values, mask=answers, other=0.0))
-        total = total / tl.sum(weight, axis=1)[:, None]
-        place = mixed + first_row * WIDTH + start + query[:, None] * WIDTH + column[None, :]
-        tl.store(place, total.to(kind), mask=asks)
+    rows = qkv + first_row * (3 * WIDTH) + start
+    queries = rows + query[:, None] * (3 * WIDTH) + angle[None, :]
+    keys = rows + key[:, None] * (3 * WIDTH) + angle[None, :] + WIDTH
+    values = rows + key[:, None] * (3 * WIDTH) + column[None, :] + 2 * WIDTH
+    q1, q2 = _turned(queries, asks, query_scale, query_cos, query_sin, HALF)
+    k1, k2 = _turned(keys, answers, key_scale, key_cos, key_sin, HALF)
+    score = tl.dot(q1.to(kind), tl.trans(k1.to(kind)))
+    score = tl.dot(q2.to(kind), tl.trans(k2.to(kind)), score) * (LOG2E * SCALE)
+    if PADDED > TOKENS:
+        score = tl.where((key < TOKENS)[None, :], score, float("-inf"))
+    weight = tl.exp2(score - tl.max(score, axis=1)[:, None])
+    total = tl.dot(weight.to(kind), tl.load(values, mask=answers, other=0.0))
+    total = total / tl.sum(weight, axis=1)[:, None]
+    place = mixed + first_row * WIDTH + start + query[:, None] * WIDTH + column[None, :]
+    tl.store(place, total.to(kind), mask=asks)
 
 
 @triton.jit(do_not_specialize=["count"])

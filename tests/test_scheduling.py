@@ -75,23 +75,29 @@ def test_every_shard_is_done_whatever_dies_once(ray_cluster, tmp_path, kind, tro
     assert len(list(tmp_path.iterdir())) == 6 + progress.retried
 
 
-def test_an_actor_has_several_shards_in_hand_and_all_are_done_though_it_dies(ray_cluster, tmp_path):
-    work = make_work(tmp_path, "exit once")
+def test_what_a_shard_takes_down_with_it_is_done_all_the_same(ray_cluster, tmp_path):
+    """An actor has three shards in hand, and one of them always kills it."""
+    work = make_work(tmp_path, "exit")
 
     class Worker:
         def __init__(self) -> None:
-            self.both = threading.Barrier(2, timeout=20)
+            self.lock, self.at_once = threading.Lock(), 0
 
         def work(self, shard: Shard) -> Record:
+            with self.lock:
+                self.at_once += 1
+                (tmp_path / f"{self.at_once} at once").touch()
+            time.sleep(0.2)
             record = work(shard)
-            self.both.wait()  # passes only if another shard is worked on
+            with self.lock:
+                self.at_once -= 1
             return record
 
-    actor = ray.remote(num_cpus=0.5, max_restarts=0, max_concurrency=2)(Worker)
-    progress = run(ActorWorkers(actor.remote, lambda: 1, hands=2))
-    assert (progress.done, progress.pictures) == (6, 60)
-    assert progress.retried == 2  # the third shard, and the one in the other hand
-    assert len({path.name.split("-")[-1] for path in tmp_path.iterdir()}) == 2  # processes
+    actor = ray.remote(num_cpus=0.5, max_restarts=0, max_concurrency=3)(Worker)
+    with pytest.raises(UserError, match=rf"^1 of 6 shards failed, 5 are done \({THIRD}: "):
+        run(ActorWorkers(actor.remote, lambda: 1, hands=3), max_losses=4)
+    assert (tmp_path / "3 at once").exists()
+    assert not (tmp_path / "4 at once").exists()
 
 
 def test_a_failing_shard_is_given_up_with_its_reason_and_the_rest_is_done(ray_cluster, tmp_path):

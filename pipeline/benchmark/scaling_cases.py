@@ -25,7 +25,7 @@ from pipeline.datasets.plan import RenderPlan
 from pipeline.datasets.records import Record, committed
 from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.execution.cluster import Cluster
-from pipeline.generation import generator
+from pipeline.generation import generator, sampling
 from pipeline.photographs.preparation import prepare
 from pipeline.rendering import renderer
 from pipeline.rendering.press import balance
@@ -137,7 +137,8 @@ def generate(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
     workers = bench.workers(units, 1.0)
     begun = time.monotonic()
     generator.generate(plan, weights, store, workers=workers, device=bench.device)
-    return Run(count, steady_rate(committed(store), workers), time.monotonic() - begun)
+    in_hand = workers * sampling.HANDS["cuda" if bench.cuda else "cpu"]
+    return Run(count, steady_rate(committed(store), in_hand), time.monotonic() - begun)
 
 
 def render(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
@@ -192,13 +193,13 @@ def train(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
 WORKS: dict[str, Callable[[Bench, Cluster, int, int], Run]] = {"train": train, "generate": generate, "render": render}
 
 
-def steady_rate(records: Iterator[Record], workers: int) -> float:
-    """Pictures a second from when `workers` shards have ended, by when all workers have warmed up, to the last end.
+def steady_rate(records: Iterator[Record], in_hand: int) -> float:
+    """Pictures a second from when as many shards have ended as all workers have in hand, and have warmed up by.
 
     Of a shard that was begun before, that part counts which falls into this time.
     """
     ended = sorted(records, key=lambda record: record.finished)
-    assert len(ended) > workers
-    begin, end = ended[workers - 1].finished, ended[-1].finished
-    pictures = sum(r.rows * min(1.0, (r.finished - begin) / max(r.seconds, 1e-3)) for r in ended[workers:])
+    assert len(ended) > in_hand
+    begin, end = ended[in_hand - 1].finished, ended[-1].finished
+    pictures = sum(r.rows * min(1.0, (r.finished - begin) / max(r.seconds, 1e-3)) for r in ended[in_hand:])
     return pictures / max(end - begin, 1e-3)

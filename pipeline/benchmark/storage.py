@@ -47,7 +47,7 @@ def generate(bench: Bench) -> None:
 
         work(shards)  # warms up
         begun = time.perf_counter()
-        with ThreadPoolExecutor(HANDS[bench.device]) as pool:
+        with ThreadPoolExecutor(HANDS[bench.device], initializer=torch.set_num_threads, initargs=(1,)) as pool:
             for _ in pool.map(work, range(shards)):
                 pass
         seconds = time.perf_counter() - begun

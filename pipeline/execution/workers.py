@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -15,8 +16,8 @@ from pipeline.datasets.plan import Shard
 from pipeline.execution.scheduling import Ended
 
 OUT_OF_GPU_MEMORY = (
-    "the GPU's memory is too small for it: give fewer --workers, or jobs.generate a smaller --batch-size, with another"
-    " --out since it is part of the plan"
+    "the GPU's memory is too small for it: give fewer --workers or a larger --gpus-per-worker, or jobs.generate a"
+    " smaller --batch-size, with another --out since it is part of the plan"
 )
 OUT_OF_MEMORY = "the machine's memory ran out and Ray ended the process: give fewer --workers"
 
@@ -56,14 +57,15 @@ class TaskWorkers:
 class ActorWorkers:
     """Ray actors with a method `work(shard)`: `start()` makes one, `capacity()` says how many.
 
-    Each works on up to `hands` shards at once, in threads (Ray's max_concurrency must be no less). A shard is given
-    only to an actor that is up: one that waits for a place in a full cluster holds nothing back.
+    Each works on up to `hands` shards at once, in threads (Ray's max_concurrency must be no less), but on one until it
+    has ended one well: so a shard that kills its process keeps killing none but itself. A shard is given only to an
+    actor that is up: one that waits for a place in a full cluster holds nothing back.
     """
 
     def __init__(self, start: Callable[[], Any], capacity: Callable[[], int], hands: int = 1) -> None:
         self._start, self._capacity, self._hands = start, capacity, hands
         self._starting: dict[ObjectRef, Any] = {}
-        self._free: dict[Any, int] = {}  # actors that are up, and how many hands of each are free
+        self._up: dict[Any, int] = {}  # actors that take shards, and how many hands of each
         self._busy: dict[ObjectRef, tuple[Any, Shard]] = {}
 
     def room(self, wanted: int) -> int:
@@ -71,8 +73,9 @@ class ActorWorkers:
 
         Actors not needed are ended: what they hold, an actor of this or of another job may wait for.
         """
-        idle = [actor for actor, free in self._free.items() if free == self._hands]
-        spare = max(0, min(self._capacity() - (len(self._free) - len(idle)), wanted))
+        in_hand = self._in_hand()
+        idle = [actor for actor in self._up if not in_hand[actor]]
+        spare = max(0, min(self._capacity() - len(in_hand), wanted))
         while len(self._starting) + len(idle) < spare:
             actor = self._start()
             self._starting[actor.__ray_ready__.remote()] = actor
@@ -80,12 +83,12 @@ class ActorWorkers:
             ray.kill(self._starting.popitem()[1])
         while len(idle) > spare:
             self._end(idle.pop())
-        return sum(self._free.values())
+        return sum(hands - in_hand[actor] for actor, hands in self._up.items())
 
     def submit(self, shard: Shard) -> None:
-        """Give a shard to the actor that has the most hands free."""
-        actor = max(self._free, key=self._free.__getitem__)
-        self._free[actor] -= 1
+        """Give a shard to the actor that has the least in hand."""
+        in_hand = self._in_hand()
+        actor = min((actor for actor, hands in self._up.items() if in_hand[actor] < hands), key=in_hand.__getitem__)
         self._busy[actor.work.remote(shard)] = (actor, shard)
 
     def wait(self, seconds: float) -> list[Ended]:
@@ -94,31 +97,35 @@ class ActorWorkers:
         for ref in _ready([*self._busy, *self._starting], seconds):
             if ref in self._starting:
                 actor, shard = self._starting.pop(ref), None
-                self._free[actor] = self._hands
+                self._up[actor] = 1
             else:
                 actor, shard = self._busy.pop(ref)
-                if actor in self._free:
-                    self._free[actor] += 1
             end = _outcome(shard, ref)
             if end.reason and not end.final:  # gone, or with a GPU context that may be broken
-                self._end(actor)
+                self._up.pop(actor, None)
+            elif shard is not None and actor in self._up:
+                self._up[actor] = self._hands
+            if actor not in self._up and (end.lost or not self._in_hand()[actor]):
+                ray.kill(actor)
             if shard is not None or end.reason:
                 ended.append(end)
         return ended
 
     def count(self) -> int:
         """How many actors are up."""
-        return len(self._free)
+        return len(self._up.keys() | self._in_hand().keys())
 
     def close(self) -> None:
         """End all actors."""
-        for actor in [*self._free, *self._starting.values()]:
+        for actor in {*self._up, *self._in_hand(), *self._starting.values()}:
             ray.kill(actor)
 
+    def _in_hand(self) -> Counter[Any]:
+        return Counter(actor for actor, _ in self._busy.values())
+
     def _end(self, actor: Any) -> None:
-        """End an actor; shards in other hands of it come back as lost."""
-        if self._free.pop(actor, None) is not None:
-            ray.kill(actor)
+        del self._up[actor]
+        ray.kill(actor)
 
 
 def _ready(refs: Iterable[ObjectRef], seconds: float) -> list[ObjectRef]:

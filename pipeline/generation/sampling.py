@@ -92,4 +92,4 @@ def _in_turn(
     ready = [noise.pin_memory() for noise in noises]
     with turn:
         begun = [download(_sample(denoiser, plan, noise.to("cuda", non_blocking=True))) for noise in ready]
-        return [there() for there in begun]
+    return [there() for there in begun]

@@ -49,7 +49,8 @@ def bands(fields: Tensor, frame: Frame, plan: RenderPlan) -> Iterator[np.ndarray
     """Draw splat fields [B, H, W, K, P] from top to bottom, some rows at a time: uint8 [B, rows, width, 3]."""
     rows = _rows_at_once(fields, frame)
     tops = range(0, frame.height, rows)
-    for ready in begun_early(_begin(fields, frame, plan, top, min(top + rows, frame.height)) for top in tops):
+    begun = (_begin(fields, frame, plan, top, min(top + rows, frame.height)) for top in tops)
+    for ready in begun_early(begun, fields.device.type):
         yield ready()
 
 
@@ -57,8 +58,11 @@ def _rows_at_once(fields: Tensor, frame: Frame) -> int:
     return max(1, PIXELS_AT_ONCE[fields.device.type] // (frame.width * len(fields)))
 
 
-def begun_early(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, each asked for before the one before it is used: a GPU then draws it in that time."""
+def begun_early(items: Iterator[Item], device: str) -> Iterator[Item]:
+    """The same items, on a GPU each asked for before the one before it is used: it is drawn in that time."""
+    if device == "cpu":
+        yield from items
+        return
     for item, _ in itertools.pairwise(itertools.chain(items, [None])):
         yield cast(Item, item)
 
@@ -123,7 +127,8 @@ def standing(source: SplatDataset, plan: RenderPlan, indices: Indices, device: s
     frame = frame_of(plan, source.plan.columns / source.plan.rows)
     at_once = max(1, PIXELS_AT_ONCE[device] // (frame.width * frame.height))
     chosen = fields_of(source, indices, device, at_once)
-    for numbers, ready in begun_early((numbers, begin_draw(fields, frame, plan)) for numbers, fields in chosen):
+    begun = ((numbers, begin_draw(fields, frame, plan)) for numbers, fields in chosen)
+    for numbers, ready in begun_early(begun, device):
         for index, pixels in zip(numbers, ready(), strict=True):
             yield Picture(facts_of(plan, index), [pixels])
 

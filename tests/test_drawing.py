@@ -10,7 +10,7 @@ from jobs import render
 from pipeline.datasets.indices import Indices
 from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.rendering import drawing
-from pipeline.rendering.drawing import draw, frame_of
+from pipeline.rendering.drawing import begun_early, draw, frame_of
 
 
 @pytest.mark.parametrize("fit", ["crop", "letterbox", "stretch"])
@@ -86,3 +86,19 @@ def test_a_plan_of_an_earlier_version_is_read_as_it_was_meant(splats):
         *("kernel", "neighbourhood", "view", "output", "encoding", "quality", "threads"),
     }
     assert "fit" in dataclasses.replace(plan, fit="crop").to_dict()
+
+
+def test_a_gpu_has_the_next_picture_to_draw_while_one_is_used():
+    """A CPU has not: encoders get what is drawn at once."""
+    for device, expected in (("cuda", "begin 0, begin 1, use 0, begin 2, use 1, use 2"), ("cpu", None)):
+        events: list[str] = []
+
+        def begun():
+            for number in range(3):
+                events.append(f"begin {number}")
+                yield number
+
+        for number in begun_early(begun(), device):
+            events.append(f"use {number}")
+        assert ", ".join(events) == (expected or "begin 0, use 0, begin 1, use 1, begin 2, use 2")
+    assert list(begun_early(iter([]), "cuda")) == []

@@ -11,7 +11,6 @@ from models import checkpoint
 from models.denoiser import DenoiserConfig
 from pipeline.generation.sampling import generate_shard, plan_for
 
-
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 
 

@@ -15,6 +15,7 @@ from models.errors import UserError, one_line
 from pipeline.execution.cluster import Cluster
 
 MAX_RETRIES = 2
+GRACE_SECONDS = 0.3
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,19 @@ class Pool:
                     yield done.pop(following)
                     following += 1
         finally:
-            for ref in running:
-                ray.cancel(ref, force=True)
+            abandon(running)
+
+
+def abandon(refs: Iterable[ObjectRef]) -> None:
+    """End tasks whose results nobody will ask for.
+
+    Ray (2.60; its pull request 54738 explains) ends the driver if a task ends in the very instant in which it is
+    cancelled. So those that are about to end may do so; what is cancelled then takes longer.
+    """
+    running = list(refs)
+    if running:
+        for ref in ray.wait(running, num_returns=len(running), timeout=GRACE_SECONDS)[1]:
+            ray.cancel(ref, force=True)
 
 
 @ray.remote

@@ -14,6 +14,7 @@ from ray import ObjectRef
 from models.errors import UserError, one_line
 from pipeline.datasets.plan import Shard
 from pipeline.execution.scheduling import Ended
+from pipeline.execution.tasks import abandon
 
 OUT_OF_GPU_MEMORY = (
     "the GPU's memory is too small for it: give fewer --workers or a larger --gpus-per-worker, or jobs.generate a"
@@ -50,8 +51,7 @@ class TaskWorkers:
 
     def close(self) -> None:
         """Cancel what still runs."""
-        for ref in self._running:
-            ray.cancel(ref, force=True)
+        abandon(self._running)
 
 
 class ActorWorkers:

@@ -67,29 +67,32 @@ class ActorWorkers:
         self._starting: dict[ObjectRef, Any] = {}
         self._up: dict[Any, int] = {}  # actors that take shards, and how many hands of each
         self._busy: dict[ObjectRef, tuple[Any, Shard]] = {}
+        self._in_hand: Counter[Any] = Counter()  # actors of `_busy`; counted anew, each shard would cost as all do
 
     def room(self, wanted: int) -> int:
         """How many hands are free, after the number of actors has followed the work left and the cluster's size.
 
         Actors not needed are ended: what they hold, an actor of this or of another job may wait for.
         """
-        in_hand = self._in_hand()
-        idle = [actor for actor in self._up if not in_hand[actor]]
-        spare = max(0, min(self._capacity() - len(in_hand), wanted))
+        idle = [actor for actor in self._up if not self._in_hand[actor]]
+        spare = max(0, min(self._capacity() - len(self._in_hand), wanted))
         while len(self._starting) + len(idle) < spare:
             actor = self._start()
             self._starting[actor.__ray_ready__.remote()] = actor
         while self._starting and len(self._starting) + len(idle) > spare:
             ray.kill(self._starting.popitem()[1])
         while len(idle) > spare:
-            self._end(idle.pop())
-        return sum(hands - in_hand[actor] for actor, hands in self._up.items())
+            actor = idle.pop()
+            del self._up[actor]
+            ray.kill(actor)
+        return sum(hands - self._in_hand[actor] for actor, hands in self._up.items())
 
     def submit(self, shard: Shard) -> None:
         """Give a shard to the actor that has the least in hand."""
-        in_hand = self._in_hand()
-        actor = min((actor for actor, hands in self._up.items() if in_hand[actor] < hands), key=in_hand.__getitem__)
+        free = (actor for actor, hands in self._up.items() if self._in_hand[actor] < hands)
+        actor = min(free, key=self._in_hand.__getitem__)
         self._busy[actor.work.remote(shard)] = (actor, shard)
+        self._in_hand[actor] += 1
 
     def wait(self, seconds: float) -> list[Ended]:
         """Wait, at most so long, until an actor is up or has ended a shard; what has ended."""
@@ -100,12 +103,15 @@ class ActorWorkers:
                 self._up[actor] = 1
             else:
                 actor, shard = self._busy.pop(ref)
+                self._in_hand[actor] -= 1
+                if not self._in_hand[actor]:
+                    del self._in_hand[actor]
             end = _outcome(shard, ref)
             if end.reason and not end.final:  # gone, or with a GPU context that may be broken
                 self._up.pop(actor, None)
             elif shard is not None and actor in self._up:
                 self._up[actor] = self._hands
-            if actor not in self._up and (end.lost or not self._in_hand()[actor]):
+            if actor not in self._up and (end.lost or not self._in_hand[actor]):
                 ray.kill(actor)
             if shard is not None or end.reason:
                 ended.append(end)
@@ -113,19 +119,12 @@ class ActorWorkers:
 
     def count(self) -> int:
         """How many actors are up."""
-        return len(self._up.keys() | self._in_hand().keys())
+        return len(self._up.keys() | self._in_hand.keys())
 
     def close(self) -> None:
         """End all actors."""
-        for actor in {*self._up, *self._in_hand(), *self._starting.values()}:
+        for actor in {*self._up, *self._in_hand, *self._starting.values()}:
             ray.kill(actor)
-
-    def _in_hand(self) -> Counter[Any]:
-        return Counter(actor for actor, _ in self._busy.values())
-
-    def _end(self, actor: Any) -> None:
-        del self._up[actor]
-        ray.kill(actor)
 
 
 def _ready(refs: Iterable[ObjectRef], seconds: float) -> list[ObjectRef]:

@@ -33,7 +33,7 @@ def test_a_dry_run_prints_the_size_and_writes_nothing(tiny_weights, tmp_path, ca
         (["--between", "1,2"], "give --count, the number of pictures, or --between"),
         (["--weights", "nowhere.safetensors"], "no weights at nowhere.safetensors"),
         (["--out", "nonsense://x"], "cannot use nonsense://x"),
-        (["--out", "/dev/null/x"], "cannot write to /dev/null/x"),
+        (["--out", "/dev/null/x"], "cannot use /dev/null/x"),
     ],
 )
 def test_mistakes_get_one_line_and_leave_nothing(tiny_weights, tmp_path, capsys, options, message):

@@ -204,7 +204,7 @@ def fails(capsys: pytest.CaptureFixture[str], job: Any, *options: object) -> str
 def test_a_bucket_that_is_not_there_is_one_line(tiny_weights, tmp_path, capsys):
     options = arguments(tmp_path, tiny_weights)[2:]
     said = fails(capsys, generate_job, "--out", "s3://nobody/splats", *options)
-    assert "cannot write to s3://nobody/splats: The specified bucket does not exist" in said
+    assert "cannot use s3://nobody/splats: The specified bucket does not exist" in said
     assert "s3://nobody/splats does not exist" in fails(capsys, status, "s3://nobody/splats")
 
 
@@ -214,6 +214,6 @@ def test_an_object_store_that_does_not_answer_is_one_line(tiny_weights, tmp_path
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     options = arguments(tmp_path, tiny_weights)[2:]
     said = fails(capsys, generate_job, "--out", "s3://cats/splats", *options)
-    assert "cannot write to s3://cats/splats: Could not connect" in said
+    assert "cannot use s3://cats/splats: Could not connect" in said
     assert "Could not connect" in fails(capsys, verify, "s3://cats/splats")
     assert "Could not connect" in fails(capsys, prepare, "--photos", "s3://cats/a", "--out", tmp_path / "prepared")

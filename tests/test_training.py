@@ -139,6 +139,20 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_continued(ray_cluste
 
 
 @pytest.mark.slow
+def test_a_place_that_refuses_checkpoints_is_said_in_one_line(ray_cluster, prepared_cats, tmp_path, capsys):
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "sheets").touch()  # where a folder belongs: refuses root too, whom permissions do not stop
+    assert command(*arguments(prepared_cats, out)) == 1
+    output = capsys.readouterr()
+    fault = f"File exists: '{out}/sheets'"
+    assert output.out.count("a worker failed: ") == distributed.RETRIES + 1
+    assert fault in output.err
+    assert output.err.endswith("; the same command continues from the last checkpoint\n")
+    assert output.err.count("\n") == 1
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_worker_and_a_machine_that_die_cost_no_step(cluster, prepared_cats, tmp_path):
     out, steps = tmp_path / "run", 96
@@ -210,7 +224,7 @@ def test_a_mistake_that_one_rank_meets_ends_all_of_them(tmp_path):
         (["--seed", "-1"], "--seed -1"),
         (["--learning-rate", "nan"], "--learning-rate nan"),
         (["--save-every", "0"], "--save-every"),
-        (["--out", "/dev/null/x"], "cannot write to /dev/null/x"),
+        (["--out", "/dev/null/x"], "cannot use /dev/null/x"),
         (["--out", "memory://x"], "memory:// lives in one process"),
     ],
 )

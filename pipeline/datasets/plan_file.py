@@ -13,7 +13,7 @@ from typing import TypeVar
 from models.errors import UserError
 from pipeline.datasets.indices import LARGEST
 from pipeline.datasets.plan import CODE_VERSION, FORMAT_VERSION, GenerationPlan, Plan, RenderPlan
-from pipeline.storage.store import Store, writing
+from pipeline.storage.store import Store, using
 
 PLAN_FILE = "plan.json"
 
@@ -40,7 +40,7 @@ def check(store: Store, plan: Plan) -> bool:
     UserError that names each differing field if another plan is there, and one if there is none but other files are:
     they may be the user's, or shards of a plan that is lost.
     """
-    with writing(store):
+    with using(store):
         if not store.exists(PLAN_FILE):
             foreign = store.entries()
             # Looked for again: of another driver that begins just now the plan is the first thing there.
@@ -61,13 +61,13 @@ def check(store: Store, plan: Plan) -> bool:
 
 
 def claim(store: Store, plan: Plan) -> None:
-    """Write `plan` to `store`, or find it there; UserError as `check`, and where nothing can be written.
+    """Write `plan` to `store`, or find it there; UserError as `check`, and where the place cannot be used.
 
     Of two drivers with different plans one is refused, also when both begin at once.
     """
     if not check(store, plan):
         # Where a second driver was faster, what it wrote is checked.
-        with writing(store), contextlib.suppress(FileExistsError):
+        with using(store), contextlib.suppress(FileExistsError):
             store.write(PLAN_FILE, plan.to_json().encode(), exclusive=True)
         check(store, plan)
 

@@ -199,9 +199,9 @@ def _measure(files: Iterable[BinaryIO]) -> tuple[int, str]:
 
 
 @contextlib.contextmanager
-def writing(store: Store) -> Iterator[None]:
-    """Within the block an OSError becomes a UserError: the place cannot be written to, and why."""
+def using(store: Store) -> Iterator[None]:
+    """Within the block an OSError becomes a UserError: the place cannot be used, and why."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write to {store.url}: {error.strerror or error}") from None
+        raise UserError(f"cannot use {store.url}: {error.strerror or error}") from None

@@ -18,6 +18,7 @@ class Board:
         self.lines: list[str] = []
         self.closed = False
         self.stopped_by: str | None = None
+        self.failed_by: str | None = None
 
     def post(self, line: str) -> None:
         """Add a line."""
@@ -30,6 +31,15 @@ class Board:
     def mistake(self) -> str | None:
         """What `stop` said, if it was called."""
         return self.stopped_by
+
+    def fail(self, reason: str) -> None:
+        """A worker failed, and Ray Train may start it again."""
+        self.failed_by = reason
+        self.lines.append(f"a worker failed: {reason}")
+
+    def fault(self) -> str | None:
+        """What `fail` said last, if it was called."""
+        return self.failed_by
 
     def close(self) -> None:
         """No more lines will come."""

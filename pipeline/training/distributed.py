@@ -30,9 +30,9 @@ from ray.train.v2.api.config import FailureConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from models import checkpoint
-from models.errors import UserError
+from models.errors import UserError, one_line
 from models.perceptual import load_lpips
-from pipeline.storage.store import Store, writing
+from pipeline.storage.store import Store, using
 from pipeline.training.batches import Pictures
 from pipeline.training.board import Board, show
 from pipeline.training.recipe import Budget, Recipe
@@ -98,7 +98,7 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
         try:
             metrics = trainer.fit().metrics or {}
         except TrainingFailedError as error:
-            reason = explain(error, settings)
+            reason = explain(error, settings, ray.get(board.fault.remote()))
             if reason is None:
                 raise
             raise UserError(f"{reason}; the same command continues from the last checkpoint") from None
@@ -116,7 +116,7 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
 def claim(out: str) -> None:
     """Make the folder of a run, or find it. Raises UserError where it cannot be written to."""
     store = Store(out)
-    with writing(store):
+    with using(store):
         if not store.exists("README.md"):  # somebody's own, in a folder that was not meant for a run
             store.write("README.md", README.encode())
 
@@ -175,6 +175,9 @@ def _worker(config: Mapping[str, Any]) -> None:
     except UserError as error:
         # A mistake is not a fault to be retried: end every rank in good order and let the driver say it.
         ray.get(board.stop.remote(str(error)))
+    except OSError as error:  # a store that does not answer, a full disk: may pass, and Ray Train tries again
+        ray.get(board.fail.remote(one_line(error)))
+        raise
 
 
 def resume(state: State, recipe: Recipe) -> Iterator[str]:
@@ -194,8 +197,8 @@ def resume(state: State, recipe: Recipe) -> Iterator[str]:
     return None
 
 
-def explain(error: TrainingFailedError, settings: Run) -> str | None:
-    """What ended training, where that is no bug of ours: in one line, with a remedy."""
+def explain(error: TrainingFailedError, settings: Run, fault: str | None) -> str | None:
+    """What ended training, where that is no bug of ours: in one line, with a remedy. `fault` is a worker's OSError."""
     if isinstance(error, ControllerError):
         if "StartupTimeout" not in type(error.controller_failure).__name__:
             return None
@@ -208,7 +211,7 @@ def explain(error: TrainingFailedError, settings: Run) -> str | None:
         return "the GPU's memory is too small: give a smaller --batch and another --out, or more --workers"
     if "ActorDiedError" in text or "ActorUnavailableError" in text:
         return f"a worker died {RETRIES + 1} times (killed, its machine gone, or out of memory)"
-    return None
+    return f"a worker failed {RETRIES + 1} times: {fault}" if fault else None
 
 
 @contextmanager

@@ -142,6 +142,8 @@ def make_plan(options: Options, weights: bytes) -> GenerationPlan:
     sampling = checkpoint.sampling(weights, options.weights)
     schedule, steps = options.schedule or sampling.schedule, options.steps or sampling.steps
     SCHEDULES[schedule](steps)  # which may have no such number of calls
+    if schedule == sampling.schedule == "distilled" and steps != sampling.steps:
+        raise UserError(f"{options.weights} learned to make {sampling.steps} calls, not {steps}: leave out --steps")
     return plan_for(
         weights,
         options.weights,

@@ -1,7 +1,7 @@
 """Train a splat denoiser on prepared photographs, data-parallel on Ray Train.
 
     python -m jobs.train --photos prepared --out runs/cats --minutes 60 --lpips lpips_vgg16.safetensors
-    python -m jobs.train --photos prepared --out runs/fast --minutes 10 --distil 4 --lpips lpips_vgg16.safetensors
+    python -m jobs.train --out runs/fast --distil 4 --minutes 20 --learning-rate 2e-4 --lpips lpips_vgg16.safetensors
 
 The same command continues a run that was stopped. OUT/weights.safetensors is what jobs.generate takes.
 """
@@ -30,11 +30,11 @@ from pipeline.training.training_set import check
 class Options:
     """What to train on, what to train, for how long, and where to."""
 
-    photos: str
-    """Folder (or fsspec URL) that jobs.prepare made; every worker must reach it."""
-
     out: str
     """Folder (or fsspec URL) for checkpoints, weights and sample sheets; every worker must reach it."""
+
+    photos: str | None = None
+    """Folder (or fsspec URL) that jobs.prepare made; every worker must reach it. None with --distil."""
 
     workers: int = 1
     """Number of data-parallel workers: one a GPU, or CPU processes where the cluster has no GPU."""
@@ -49,7 +49,8 @@ class Options:
     """File of weights to start from, whose shape then replaces --width, --blocks, --heads and --kernel."""
 
     distil: int = 0
-    """Calls (1, 2, 4 or 8) of a student that learns from --weights (the bundled ones if not given) what their 16 do."""
+    """Calls (1, 2, 4 or 8) of a student that learns to make of a noise what --weights, the bundled ones if not given,
+    make of it. Each of its calls takes as much memory as a step without: on small GPUs give a smaller --batch."""
 
     lpips: str | None = None
     """File of perceptual weights; without it training runs without the perceptual term."""
@@ -113,6 +114,8 @@ class Options:
         check_numbers(self, "decay", "augment", least=0, most=1)
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout {self.dropout}: give a share from 0 to below 1")
+        if (self.photos is None) != bool(self.distil):
+            raise UserError("give --photos, a set made by jobs.prepare; or --distil, which learns from --weights alone")
         if self.distil not in (0, 1, 2, 4, 8):
             raise UserError(f"--distil {self.distil}: give 1, 2, 4 or 8 calls, or 0 for no student")
         if not self.ema_widths or not all(0 < width < 0.28 for width in self.ema_widths):
@@ -132,7 +135,8 @@ class Options:
 
 def main(options: Options) -> None:
     """Check what can be checked here, then train on the cluster."""
-    check(options.photos)
+    if options.photos is not None:
+        check(options.photos)
     if options.lpips is None:
         print("no --lpips file: training without the perceptual term; pictures will be softer")
     else:
@@ -150,7 +154,6 @@ def main(options: Options) -> None:
         warmup=options.warmup,
         decay=options.decay,
         ema_widths=options.ema_widths,
-        # A teacher takes pictures as they are.
         augment=0.0 if options.distil else options.augment,
         distil=options.distil,
         dropout=options.dropout,
@@ -161,7 +164,7 @@ def main(options: Options) -> None:
     )
     budget = Budget(options.steps, options.minutes, options.report_every, options.save_every)
     settings = distributed.Run(
-        photos=absolute(options.photos),
+        photos=options.photos and absolute(options.photos),
         out=options.out,
         recipe=recipe,
         budget=budget,

@@ -32,7 +32,7 @@ def dump(state: dict[str, Tensor], config: DenoiserConfig, *, precision: str, ab
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu().float().contiguous()
-        if precision == "int8" and tensor.ndim == 2:
+        if precision == "int8" and tensor.ndim == 2 and name.endswith(".weight"):  # not the few offsets of blocks
             tensors[name], tensors[name + SCALE_SUFFIX] = quantise(tensor)
         else:
             tensors[name] = tensor.half() if precision == "float16" else tensor

@@ -1,23 +1,26 @@
-"""Distillation: one call of a student does what several calls of its teacher do.
+"""Distillation: a student makes in a few calls what its teacher makes in many.
 
-Time is cut at the student's calls, every m-th time of the teacher's rollout. From z_a, a photograph with noise, the
-teacher walks in m calls to the end b of the segment, and the student is to predict the x that un-lerps there at once,
+From the same fresh noise the teacher makes its cat, and the student its own, by as many calls as it will have; what
+differs is the loss, and its gradient goes back through all of the student's calls. So the student meets the states
+that it makes itself, and later calls learn to mend what earlier ones leave. A teacher makes one cat of a noise, so
+there is nothing to average over; no noise comes twice, so there is nothing to learn by heart. No photograph is needed.
 
-    x* = z_a + (z_b - z_a) (1 - a) / (b - a),
-
-which for b = 1 is the teacher's result. The walk is deterministic, so the student has nothing to average over. This is
-progressive distillation (Salimans and Ho, 2022) in a single stage.
+Regression on what the teacher makes of a noise is of Luhman and Luhman ("Knowledge distillation in iterative generative
+models", 2021); that a perceptual distance is what it wants, of Kang et al. ("Distilling diffusion models into
+conditional GANs", 2024). Both have one call.
 """
 
 from __future__ import annotations
+
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from models.denoiser import Denoiser
-from models.losses import Objective, lerp, velocity_loss
+from models.losses import Objective, picture_loss
 from models.rasterize import WHOLE, Region
-from models.sampler import SCHEDULES, SOLVERS, TEACHER_CALLS, Sampling, Step
+from models.sampler import Sampling, distilled, euler, sample
 
 
 def student_sampling(calls: int) -> Sampling:
@@ -25,45 +28,22 @@ def student_sampling(calls: int) -> Sampling:
     return Sampling("euler", "distilled", calls)
 
 
-@torch.no_grad()
-def walk(teacher: Denoiser, z: Tensor, times: list[float]) -> list[Step]:
-    """The teacher's steps from states [B, 3, Y, X] at the first of `times` to the last."""
+@dataclass(frozen=True)
+class Teacher:
+    """A denoiser and how it is sampled."""
 
-    def denoise(z: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        field = teacher(z, z.new_full((len(z),), t))
-        return field, teacher.draw(field, *teacher.size)
+    denoiser: Denoiser
+    sampling: Sampling
 
-    return list(SOLVERS["deis"](denoise, z, times))
-
-
-def targets(teacher: Denoiser, clean: Tensor, noise: Tensor, calls: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What a student of `calls` calls is to learn from pictures [B, 3, Y, X], a part of them in each segment, in order.
-
-    Returns its times [B], the states it sees and the x it is to predict [B, 3, Y, X], and the teacher's fields for
-    those in the last segment.
-    """
-    fine, stride = SCHEDULES["early"](TEACHER_CALLS), TEACHER_CALLS // calls
-    times, states, wanted = [], [], []
-    field = clean.new_empty(0)
-    for number, (x, eps) in enumerate(zip(clean.tensor_split(calls), noise.tensor_split(calls), strict=True)):
-        first = number * stride
-        # The solver extrapolates from the call before, so it starts there.
-        before = min(first, 1)
-        t = x.new_full((len(x),), fine[first - before])
-        steps = walk(teacher, lerp(x, eps, t), fine[first - before : first + stride + 1])
-        a, b = fine[first], fine[first + stride]
-        z, field = steps[before].noisy, steps[-1].field
-        times.append(torch.full_like(t, a))
-        states.append(z)
-        wanted.append(z + (steps[-1].after - z) * ((1.0 - a) / (b - a)))
-    return torch.cat(times), torch.cat(states), torch.cat(wanted), field
+    def make(self, noise: Tensor) -> Tensor:
+        """The splat fields of noises [B, 3, Y, X], which gradients may be taken beside, though not through."""
+        return sample(self.denoiser, noise, **asdict(self.sampling)).clone()
 
 
 def distillation_loss(
     student: torch.nn.Module,
     model: Denoiser,
-    teacher: Denoiser,
-    clean: Tensor,
+    teacher: Teacher,
     noise: Tensor,
     *,
     calls: int,
@@ -75,23 +55,21 @@ def distillation_loss(
 ) -> dict[str, Tensor]:
     """Terms of models.losses.TERMS, each a scalar, for a student that maps (z, t, *hints) to fields and `model` draws.
 
-    The perceptual term looks at the last segment alone: earlier x are no pictures. There the splats themselves are
-    compared too, drawn at `pixels` by `pixels` in `region`, with the teacher's.
+    The student's cats are compared with the teacher's at the model's resolution, and in `region` at `pixels` by
+    `pixels`. `noise` is [B, 3, Y, X].
     """
-    t, z, wanted, teachers = targets(teacher, clean, noise, calls)
-    field = student(z, t, *hints)
-    x = model.draw(field, *model.size)
-    terms = {"velocity": velocity_loss(x, wanted, t, objective).mean()}
-    count, last = len(clean), len(teachers)
-    fine = model.draw(field[-last:], pixels, pixels, region)
+    wanted = teacher.make(noise)
     with torch.no_grad():
-        detailed = teacher.draw(teachers, pixels, pixels, region)
-    share = objective.detail / count
-    terms["detail"] = share * velocity_loss(fine, detailed, t[-last:], objective).sum()
-    if lpips is not None:
-        terms["perceptual"] = objective.perceptual * lpips(x[-last:], wanted[-last:]).sum() / count
-        kept = torch.arange(0, last, max(1, round(1 / objective.detail_perceptual_share)), device=clean.device)
-        scale = share * objective.perceptual * last / len(kept)
-        terms["detail_perceptual"] = scale * lpips(fine[kept], detailed[kept]).sum()
-    terms["loss"] = torch.stack(list(terms.values())).sum()
-    return terms
+        clean = model.draw(wanted, *model.size)
+        detailed = model.draw(wanted, pixels, pixels, region)
+
+    def denoise(z: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        field = student(z, z.new_full((len(z),), t), *hints)
+        return field, model.draw(field, *model.size)
+
+    *_, last = euler(denoise, noise, distilled, calls)
+    t = noise.new_full((len(noise),), last.t)
+    every = int  # of n pictures n are seen by the perceptual terms: the last x is a picture at any time
+    return picture_loss(
+        last.field, model, clean, t, gated=every, objective=objective, detailed=detailed, region=region, lpips=lpips
+    )

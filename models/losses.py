@@ -11,6 +11,7 @@ gate in t keeps a fixed number of pictures at the front of the group.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -98,22 +99,44 @@ def training_loss(
     once for the rest. `detailed` [M, 3, S, S] is `region` of the first M pictures at high resolution. `denoiser` maps
     (z_t, t, *hints) to a field (it may be a compiled or data-parallel wrapper of `model`, which draws).
     """
-    count, many, device = len(clean), len(detailed) if detailed is not None else 0, clean.device
     field = denoiser(lerp(clean, noise, t), t, *hints)
+    gated = objective.gated
+    return picture_loss(
+        field, model, clean, t, gated=gated, objective=objective, detailed=detailed, region=region, lpips=lpips
+    )
+
+
+def picture_loss(
+    field: Tensor,
+    model: Denoiser,
+    clean: Tensor,
+    t: Tensor,
+    *,
+    gated: Callable[[int], int],
+    objective: Objective,
+    detailed: Tensor | None = None,
+    region: Region = WHOLE,
+    lpips: torch.nn.Module | None = None,
+) -> dict[str, Tensor]:
+    """What `training_loss` returns, for fields [B, H, W, K, P] predicted at times t [B].
+
+    The perceptual terms look at the first gated(n) of a group of n pictures.
+    """
+    count, many, device = len(clean), len(detailed) if detailed is not None else 0, clean.device
     x = model.draw(field, *model.size)
     terms = {"velocity": velocity_loss(x, clean, t, objective).mean()}
+    front = gated(many)
     if lpips is not None:
-        front, back = objective.gated(many), objective.gated(count - many)
-        gated = torch.cat([torch.arange(front, device=device), torch.arange(many, many + back, device=device)])
-        terms["perceptual"] = objective.perceptual * lpips(x[gated], clean[gated]).sum() / count
+        back = gated(count - many)
+        seen = torch.cat([torch.arange(front, device=device), torch.arange(many, many + back, device=device)])
+        terms["perceptual"] = objective.perceptual * lpips(x[seen], clean[seen]).sum() / count
     if detailed is not None and many:
         fine = model.draw(field[:many], detailed.shape[2], detailed.shape[3], region)
         share = objective.detail / count
         terms["detail"] = share * velocity_loss(fine, detailed, t[:many], objective).sum()
         if lpips is not None:
-            above = objective.gated(many)
-            kept = torch.arange(0, above, max(1, round(1 / objective.detail_perceptual_share)), device=device)
-            scale = share * objective.perceptual * above / max(1, len(kept))
+            kept = torch.arange(0, front, max(1, round(1 / objective.detail_perceptual_share)), device=device)
+            scale = share * objective.perceptual * front / max(1, len(kept))
             terms["detail_perceptual"] = scale * lpips(fine[kept], detailed[kept]).sum()
     if objective.depth:
         terms["depth"] = objective.depth * field[..., PARAMETERS.index("d")].square().mean()

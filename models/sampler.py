@@ -9,7 +9,7 @@ whose exact solution over [s, t], with x(.) known along the way, is
     z_t = (1 - t) (z_s / (1 - s) + integral_s^t x(r) / (1 - r)^2 dr).
 
 The first-order solver holds x constant, which is the plain un-lerp; the multistep ones extrapolate x from earlier
-calls. Every solver is one short generator over the times it is given.
+calls. Every solver is one short generator over the times of a schedule.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from models.errors import UserError, check_name
 
 # Chosen by Frechet distance of the bundled weights, see the table in pretrained/README.md.
 EARLY_EXPONENT = 2.0
-# Calls of the rollouts, on the schedule `early`, that students are distilled from.
-TEACHER_CALLS = 16
+# Calls of the schedule `early` that the times of distilled students are taken from.
+DISTILLED_FROM = 16
 # Time of the last call of the schedule `early`, whose x is the result.
 EARLY_LAST = 0.85
 
@@ -58,7 +58,10 @@ DEFAULT_SAMPLING = Sampling()
 
 # (noisy, t) -> (splat field, the same drawn at the model's resolution: x)
 Denoise = Callable[[Tensor, float], tuple[Tensor, Tensor]]
-Solver = Callable[[Denoise, Tensor, Sequence[float]], Iterator[Step]]
+# The times 0 = t_0 < ... < t_n = 1 of n intervals.
+Schedule = Callable[[int], list[float]]
+# Takes the noise, a schedule, and how many calls to make.
+Solver = Callable[[Denoise, Tensor, Schedule, int], Iterator[Step]]
 
 
 def unlerp(z: Tensor, x: Tensor, s: float, t: float) -> Tensor:
@@ -81,42 +84,46 @@ def early(intervals: int) -> list[float]:
 
 
 def distilled(intervals: int) -> list[float]:
-    """The calls of a distilled student: every m-th of its teacher's TEACHER_CALLS. UserError where none is."""
-    if TEACHER_CALLS % intervals:
-        raise UserError(f"the schedule distilled has 1, 2, 4, 8 or {TEACHER_CALLS} calls, not {intervals}")
-    return [*early(TEACHER_CALLS)[: -1 : TEACHER_CALLS // intervals], 1.0]
+    """The calls of a distilled student: every m-th of DISTILLED_FROM `early` ones. UserError if there is none."""
+    if DISTILLED_FROM % intervals:
+        raise UserError(f"the schedule distilled has 1, 2, 4, 8 or {DISTILLED_FROM} calls, not {intervals}")
+    return [*early(DISTILLED_FROM)[: -1 : DISTILLED_FROM // intervals], 1.0]
 
 
-SCHEDULES: dict[str, Callable[[int], list[float]]] = {"uniform": uniform, "early": early, "distilled": distilled}
+SCHEDULES: dict[str, Schedule] = {"uniform": uniform, "early": early, "distilled": distilled}
 
 
-def euler(denoise: Denoise, z: Tensor, times: Sequence[float]) -> Iterator[Step]:
+def euler(denoise: Denoise, z: Tensor, schedule: Schedule, calls: int) -> Iterator[Step]:
     """The plain un-lerp, first order."""
-    for s, t in itertools.pairwise(times):
+    for s, t in itertools.pairwise(schedule(calls)):
         field, x = denoise(z, s)
         after = unlerp(z, x, s, t)
         yield Step(s, z, field, after)
         z = after
 
 
-def heun(denoise: Denoise, z: Tensor, times: Sequence[float]) -> Iterator[Step]:
-    """Second order, two calls an interval and one in the last (Karras et al., "EDM", 2022, algorithm 1)."""
-    for s, t in itertools.pairwise(times):
+def heun(denoise: Denoise, z: Tensor, schedule: Schedule, calls: int) -> Iterator[Step]:
+    """Second order (Karras et al., "EDM", 2022, algorithm 1): two calls an interval, and one in the last.
+
+    Of an even number of calls one is left over: then the first interval too takes one, and is first order.
+    """
+    for s, t in itertools.pairwise(schedule(calls // 2 + 1)):
         field, x = denoise(z, s)
-        guess = unlerp(z, x, s, t)
-        yield Step(s, z, field, guess)
-        if t < 1.0:
+        after = unlerp(z, x, s, t)
+        yield Step(s, z, field, after)
+        if t < 1.0 and not (s == 0.0 and calls % 2 == 0):
+            guess = after
             field, corrected = denoise(guess, t)
             slope = 0.5 * ((x - z) / (1.0 - s) + (corrected - guess) / (1.0 - t))
             after = z + (t - s) * slope
             yield Step(t, guess, field, after)
-            z = after
+        z = after
 
 
-def dpmpp2m(denoise: Denoise, z: Tensor, times: Sequence[float]) -> Iterator[Step]:
+def dpmpp2m(denoise: Denoise, z: Tensor, schedule: Schedule, calls: int) -> Iterator[Step]:
     """DPM-Solver++(2M) (Lu et al., 2022): x extrapolated linearly in lambda = log(t / (1 - t))."""
     before: tuple[float, Tensor] | None = None
-    for s, t in itertools.pairwise(times):
+    for s, t in itertools.pairwise(schedule(calls)):
         field, x = denoise(z, s)
         towards = x
         # lambda is infinite at both ends: first order there, as in the paper's lower-order start and finish.
@@ -129,10 +136,10 @@ def dpmpp2m(denoise: Denoise, z: Tensor, times: Sequence[float]) -> Iterator[Ste
         z = after
 
 
-def deis(denoise: Denoise, z: Tensor, times: Sequence[float], order: int = 2) -> Iterator[Step]:
+def deis(denoise: Denoise, z: Tensor, schedule: Schedule, calls: int, order: int = 2) -> Iterator[Step]:
     """DEIS, tAB form (Zhang and Chen, 2023): x extrapolated by a polynomial in t through the last `order` calls."""
     history: list[tuple[float, Tensor]] = []
-    for s, t in itertools.pairwise(times):
+    for s, t in itertools.pairwise(schedule(calls)):
         field, x = denoise(z, s)
         history = [*history, (s, x)][-order:]
         coefficients = adams_coefficients([time for time, _ in history], s, t)
@@ -166,11 +173,6 @@ def logit(t: float) -> float:
     return math.log(t / (1.0 - t))
 
 
-def num_intervals(solver: str, steps: int) -> int:
-    """Into how many intervals `steps` network calls divide time: Heun's take two calls each, its last one."""
-    return (steps + 1) // 2 if solver == "heun" else steps
-
-
 SOLVERS: dict[str, Solver] = {"euler": euler, "heun": heun, "dpmpp2m": dpmpp2m, "deis": deis}
 
 
@@ -188,7 +190,7 @@ def rollout(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str, sched
         field = denoiser(z, z.new_full((len(z),), t))
         return field, denoiser.draw(field, *denoiser.size)
 
-    made = SOLVERS[solver](denoise, noise, SCHEDULES[schedule](num_intervals(solver, steps)))
+    made = SOLVERS[solver](denoise, noise, SCHEDULES[schedule], steps)
     while True:
         with torch.inference_mode():
             step = next(made, None)

@@ -222,6 +222,7 @@ def test_a_mistake_that_one_rank_meets_ends_all_of_them(tmp_path):
         (["--width", "50"], "--width 50 is not a multiple of 4 times --heads 2"),
         (["--detail", "100"], "--detail 100"),
         (["--seed", "-1"], "--seed -1"),
+        (["--distil", "4"], "or --distil, which learns from --weights alone"),
         (["--learning-rate", "nan"], "--learning-rate nan"),
         (["--save-every", "0"], "--save-every"),
         (["--out", "/dev/null/x"], "cannot use /dev/null/x"),

@@ -97,16 +97,14 @@ def make_batch(recipe: Recipe, pictures: Pictures, step: int, rank: int, ranks: 
     return batch
 
 
-def make_distillation_batch(recipe: Recipe, pictures: Pictures, step: int, rank: int, ranks: int) -> dict[str, Any]:
-    """What `distillation_loss` needs for one step of one rank; a function of the same."""
-    device = pictures.device
+def make_noise_batch(recipe: Recipe, device: torch.device, step: int, rank: int, ranks: int) -> dict[str, Any]:
+    """What `distillation_loss` needs for one step of one rank; a function of (recipe, step, rank)."""
     generator = torch.Generator(device).manual_seed(mixed_seed(recipe.seed, step, rank))
-    count = recipe.batch // ranks
-    clean, _ = pictures.draw(count, pictures.detailed_in(count), generator)
+    count, model = recipe.batch // ranks, recipe.model
+    noise = torch.randn(count, 3, model.height_pixels, model.width_pixels, generator=generator, device=device)
     chance = random.Random(mixed_seed(recipe.seed, step))
     *_, region = window(2 * recipe.detail_pixels, recipe.detail_pixels, chance)
-    noise = torch.randn(clean.shape, generator=generator, device=device)
-    return {"clean": clean, "noise": noise, "hints": (clean.new_zeros(count, LABELS),), "region": region}
+    return {"noise": noise, "hints": (noise.new_zeros(count, LABELS),), "region": region}
 
 
 def augment(clean: Tensor, large: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:

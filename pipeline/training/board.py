@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -59,3 +60,16 @@ def show(board: Any) -> None:
         lines, closed = ray.get(board.take.remote())
         for line in lines:
             print(line, flush=True)
+
+
+def progress_line(metrics: Mapping[str, float]) -> str:
+    """One plain line: where training is, how well and how fast it goes, and how long it will take."""
+    terms = "  ".join(
+        f"{name} {metrics[name]:.4f}"
+        for name in ("loss", "velocity", "perceptual", "detail", "heldout", "seen")
+        if name in metrics
+    )
+    return (
+        f"step {metrics['step']:,.0f}  {terms}  {metrics['pictures_per_second']:,.0f} pictures/s  "
+        f"{metrics['minutes']:.1f} min  eta {metrics['eta_minutes']:.1f} min"
+    )

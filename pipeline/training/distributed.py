@@ -30,11 +30,12 @@ from ray.train.v2.api.config import FailureConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from models import checkpoint
+from models.distillation import Teacher
 from models.errors import UserError, one_line
 from models.perceptual import load_lpips
 from pipeline.storage.store import Store, using
 from pipeline.training.batches import Pictures
-from pipeline.training.board import Board, show
+from pipeline.training.board import Board, progress_line, show
 from pipeline.training.recipe import Budget, Recipe
 from pipeline.training.state import DamagedCheckpoint, State, weights_name
 from pipeline.training.trainer import train
@@ -56,7 +57,7 @@ are what the same command continues from.
 class Run:
     """One training run as the user asked for it."""
 
-    photos: str
+    photos: str | None  # None where a student learns from its teacher alone
     out: str
     recipe: Recipe
     budget: Budget
@@ -141,34 +142,33 @@ def _worker(config: Mapping[str, Any]) -> None:
 
     try:
         with agreed(ranks):
-            memory = HOST_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            photographs = load(
-                settings.photos,
-                heldout=False,
-                detail=settings.detail or None,
-                stripe=(rank, ranks),
-                memory_bytes=int(memory / context.get_local_world_size()),
-            )
             perceptual = load_lpips(settings.lpips).to(device) if settings.lpips else None
-            has_heldout = not settings.recipe.distil and check(settings.photos)[2]["heldout"] > 0
-            heldout = load(settings.photos, heldout=True, detail=None).small[:HELDOUT] if has_heldout else None
-            start = checkpoint.load(settings.weights) if settings.weights else None
+            start = teacher = heldout = None
+            if settings.weights is not None:
+                data = checkpoint.read(settings.weights)
+                start = checkpoint.parse(data, settings.weights)
+                teacher = Teacher(start, checkpoint.sampling(data, settings.weights))
             state = State.new(settings.recipe, device, start)
             for note in resume(state, settings.recipe):
                 if rank == 0:
                     board.post.remote(note)
-        pictures = Pictures(photographs, device)
+            source: Pictures | Teacher
+            if settings.photos is not None:
+                source, heldout = photographs(settings, device, rank, ranks, context.get_local_world_size())
+            else:
+                assert teacher is not None
+                teacher.denoiser.to(device)
+                source = teacher
         with tempfile.TemporaryDirectory() as work:
             train(
                 state,
                 settings.recipe,
                 settings.budget,
-                pictures,
+                source,
                 report=report,
                 work=Path(work),
-                heldout=torch.from_numpy(heldout) if heldout is not None else None,
+                heldout=heldout,
                 perceptual=perceptual,
-                teacher=start if settings.recipe.distil else None,
                 rank=rank,
                 ranks=ranks,
             )
@@ -178,6 +178,20 @@ def _worker(config: Mapping[str, Any]) -> None:
     except OSError as error:  # a store that does not answer, a full disk: may pass, and Ray Train tries again
         ray.get(board.fail.remote(one_line(error)))
         raise
+
+
+def photographs(
+    settings: Run, device: torch.device, rank: int, ranks: int, beside: int
+) -> tuple[Pictures, torch.Tensor | None]:
+    """One rank's photographs, with `beside` ranks on this machine, and some of those held out, if there are any."""
+    assert settings.photos is not None
+    memory = HOST_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / beside
+    detail = settings.detail or None
+    seen = load(settings.photos, heldout=False, detail=detail, stripe=(rank, ranks), memory_bytes=int(memory))
+    if not check(settings.photos)[2]["heldout"]:
+        return Pictures(seen, device), None
+    heldout = load(settings.photos, heldout=True, detail=None).small[:HELDOUT]
+    return Pictures(seen, device), torch.from_numpy(heldout)
 
 
 def resume(state: State, recipe: Recipe) -> Iterator[str]:
@@ -228,19 +242,6 @@ def agreed(ranks: int) -> Iterator[None]:
     for mistake in mistakes:
         if mistake:
             raise UserError(mistake)
-
-
-def progress_line(metrics: Mapping[str, float]) -> str:
-    """One plain line: where training is, how well and how fast it goes, and how long it will take."""
-    terms = "  ".join(
-        f"{name} {metrics[name]:.4f}"
-        for name in ("loss", "velocity", "perceptual", "detail", "heldout", "seen")
-        if name in metrics
-    )
-    return (
-        f"step {metrics['step']:,.0f}  {terms}  {metrics['pictures_per_second']:,.0f} pictures/s  "
-        f"{metrics['minutes']:.1f} min  eta {metrics['eta_minutes']:.1f} min"
-    )
 
 
 def publish(store: Store, folder: Path, recipe: Recipe, step: int) -> None:

@@ -12,19 +12,19 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from models.denoiser import Denoiser
-from models.distillation import distillation_loss
+from models.distillation import Teacher, distillation_loss
 from models.errors import UserError
 from models.losses import TERMS, draw_times, lerp, training_loss, velocity_loss
 from models.perceptual import Lpips
 from pipeline.rendering.sheets import sample_sheet
-from pipeline.training.batches import Pictures, as_image, make_batch, make_distillation_batch, mixed_seed
+from pipeline.training.batches import Pictures, as_image, make_batch, make_noise_batch, mixed_seed
 from pipeline.training.recipe import Budget, Recipe, learning_rate
 from pipeline.training.state import State
 
@@ -36,51 +36,50 @@ def train(
     state: State,
     recipe: Recipe,
     budget: Budget,
-    pictures: Pictures,
+    source: Pictures | Teacher,
     *,
     report: Report,
     work: Path,
     heldout: Tensor | None = None,
     perceptual: Lpips | None = None,
-    teacher: Denoiser | None = None,
     rank: int = 0,
     ranks: int = 1,
 ) -> None:
     """Train `state` on until the budget is spent; call `report` on every rank equally often.
 
-    `state`, `pictures` and `perceptual` are on one device. Checkpoints are made in `work` by rank 0 and handed to
-    `report`, with the loss of the photographs `heldout`, uint8 [N, Y, X, 3]. `teacher`: what is distilled, where
-    recipe.distil is not 0. Raises UserError, on all ranks alike, when the loss is not finite; the checkpoints reported
-    so far stay good.
+    `source` is what there is to learn from: photographs, or a teacher if recipe.distil is not 0. It, `state` and
+    `perceptual` are on one device. Checkpoints are made in `work` by rank 0 and handed to `report`, with the loss of
+    the photographs `heldout`, uint8 [N, Y, X, 3]. Raises UserError, on all ranks alike, when the loss is not finite;
+    the checkpoints reported so far stay good.
     """
-    device = pictures.device
+    device = next(state.model.parameters()).device
     model: torch.nn.Module = state.model
     denoiser = state.model.denoiser
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         # The blocks are alike: one compilation serves all, and their gradients are ready, to be reduced over the ranks,
         # one after the other.
-        for block in [*denoiser.backbone.blocks, *(teacher.backbone.blocks if teacher else [])]:
+        for block in denoiser.backbone.blocks:
             block.compile(dynamic=False)
         if perceptual is not None:
             perceptual.compile(dynamic=False)
     if ranks > 1:
-        model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        # Buffers are constants: sent anew in a student's second call, they would change under its first one's gradient.
+        model = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
 
+    make: Callable[[int, int, int], dict[str, Any]]
     loss: Callable[..., dict[str, Tensor]]
-    if teacher is None:
-        make, loss = make_batch, partial(training_loss, model, denoiser)
+    if isinstance(source, Pictures):
+        make, loss = partial(make_batch, recipe, source), partial(training_loss, model, denoiser)
     else:
-        make = make_distillation_batch
-        loss = partial(
-            distillation_loss, model, denoiser, teacher.to(device), calls=recipe.distil, pixels=recipe.detail_pixels
-        )
+        make = partial(make_noise_batch, recipe, device)
+        loss = partial(distillation_loss, model, denoiser, source, calls=recipe.distil, pixels=recipe.detail_pixels)
     log = Meter(state, recipe, budget, device)
     with ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(make, recipe, pictures, state.step, rank, ranks)
+        upcoming = ahead.submit(make, state.step, rank, ranks)
         while log.progress < 1.0:
             batch = upcoming.result()
-            upcoming = ahead.submit(make, recipe, pictures, state.step + 1, rank, ranks)
+            upcoming = ahead.submit(make, state.step + 1, rank, ranks)
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, state.step, budget.progress(state.step, state.seconds))
             torch.manual_seed(mixed_seed(recipe.seed, state.step, rank))  # of dropout
@@ -97,25 +96,25 @@ def train(
                 metrics = log.flush(ranks)
                 save = save or log.progress >= 1.0
                 if save and rank == 0:
-                    metrics |= validate(state, recipe, pictures, heldout)
+                    metrics |= validate(state, recipe, source, heldout)
                     state.save(work, recipe)
                     sample_sheet(state.averages[0], recipe.seed, sampling=recipe.sampling).save(work / "sheet.png")
                 report(metrics, work if save and rank == 0 else None)
 
 
-def validate(state: State, recipe: Recipe, pictures: Pictures, heldout: Tensor | None) -> dict[str, float]:
+def validate(state: State, recipe: Recipe, source: Pictures | Teacher, heldout: Tensor | None) -> dict[str, float]:
     """The average's velocity loss on photographs held out and on as many seen; a widening gap is overfitting.
 
     Times and noise are the same every time. Also kept in the last entry of the history.
     """
-    if heldout is None:
+    if heldout is None or isinstance(source, Teacher):
         return {}
     losses = {}
-    for name, photographs in (("heldout", heldout), ("seen", pictures.small[: len(heldout)])):
-        clean = as_image(photographs.to(pictures.device))
-        generator = torch.Generator(pictures.device).manual_seed(recipe.seed)
-        t = draw_times(recipe.objective, len(clean), generator, pictures.device)
-        noise = torch.randn(clean.shape, generator=generator, device=pictures.device)
+    for name, photographs in (("heldout", heldout), ("seen", source.small[: len(heldout)])):
+        clean = as_image(photographs.to(source.device))
+        generator = torch.Generator(source.device).manual_seed(recipe.seed)
+        t = draw_times(recipe.objective, len(clean), generator, source.device)
+        noise = torch.randn(clean.shape, generator=generator, device=source.device)
         with torch.inference_mode():
             field = state.averages[0](lerp(clean, noise, t), t)
             drawn = state.averages[0].draw(field, *clean.shape[2:])

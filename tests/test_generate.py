@@ -34,6 +34,7 @@ def test_a_dry_run_prints_the_size_and_writes_nothing(tiny_weights, tmp_path, ca
         (["--weights", "nowhere.safetensors"], "no weights at nowhere.safetensors"),
         (["--out", "nonsense://x"], "cannot use nonsense://x"),
         (["--out", "/dev/null/x"], "cannot use /dev/null/x"),
+        (["--out", "/dev/null"], "/dev/null is no folder"),
     ],
 )
 def test_mistakes_get_one_line_and_leave_nothing(tiny_weights, tmp_path, capsys, options, message):

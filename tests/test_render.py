@@ -58,6 +58,7 @@ def test_incomplete_splats_are_refused_except_for_what_is_there(splats, tmp_path
         (["--splats", "/dev/null"], "not a dataset of splats"),
         (["--splats", "no/where"], "does not exist: not a dataset of splats"),
         (["--out", "/dev/null/x"], "cannot use /dev/null/x"),
+        (["--out", "/dev/null"], "/dev/null is no folder"),
     ],
 )
 def test_mistakes_get_one_line_and_leave_nothing(splats, tmp_path, capsys, options, message):

@@ -226,6 +226,7 @@ def test_a_mistake_that_one_rank_meets_ends_all_of_them(tmp_path):
         (["--learning-rate", "nan"], "--learning-rate nan"),
         (["--save-every", "0"], "--save-every"),
         (["--out", "/dev/null/x"], "cannot use /dev/null/x"),
+        (["--out", "/dev/null"], "cannot use /dev/null: "),
         (["--out", "memory://x"], "memory:// lives in one process"),
     ],
 )

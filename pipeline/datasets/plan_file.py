@@ -69,7 +69,8 @@ def claim(store: Store, plan: Plan) -> None:
         # Where a second driver was faster, what it wrote is checked.
         with using(store), contextlib.suppress(FileExistsError):
             store.write(PLAN_FILE, plan.to_json().encode(), exclusive=True)
-        check(store, plan)
+        if not check(store, plan):
+            raise UserError(f"{store.url} is no folder that files can be written to: give another --out")
 
 
 def parse(found: dict[str, object], plan_type: type[AnyPlan], where: str) -> AnyPlan:

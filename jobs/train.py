@@ -22,7 +22,7 @@ from models.perceptual import load_lpips
 from pipeline.datasets.indices import LARGEST
 from pipeline.execution.cluster import connect
 from pipeline.training import distributed
-from pipeline.training.recipe import Budget, Recipe
+from pipeline.training.recipe import Budget, Recipe, Run
 from pipeline.training.training_set import check
 
 
@@ -163,7 +163,7 @@ def main(options: Options) -> None:
         seed=options.seed,
     )
     budget = Budget(options.steps, options.minutes, options.report_every, options.save_every)
-    settings = distributed.Run(
+    settings = Run(
         photos=options.photos and absolute(options.photos),
         out=options.out,
         recipe=recipe,

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,20 +35,26 @@ RECIPE = Recipe(
 
 
 class Reports:
-    """Keeps what a run reports, and a copy of every checkpoint; can do something after a step."""
+    """Keeps what a run reports, and a copy of every checkpoint; can do something at an event."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.metrics: list[dict[str, float]] = []
-        self.after: dict[int, Callable[[], None]] = {}
+        self.kept: list[str] = []
+        self.after: dict[str, Callable[[], None]] = {}
 
-    def __call__(self, metrics: dict[str, float], work: Path | None) -> None:
+    def tell(self, metrics: dict[str, float]) -> None:
         self.metrics.append(metrics)
-        step = int(metrics["step"])
-        if work is not None:
-            shutil.copytree(work, self.folder / f"step-{step}")
-        if step in self.after:
-            self.after[step]()
+
+    def keep(self, folder: Path, step: int) -> Path:
+        return shutil.copytree(folder, self.folder / f"step-{step}")
+
+    def report(self, metrics: dict[str, float], kept: Path | None) -> None:
+        if kept is not None:
+            self.kept.append(kept.name)
+        for event in (f"report {metrics['step']:.0f}", f"kept {kept.name if kept else None}"):
+            if event in self.after:
+                self.after.pop(event)()
 
 
 class Interrupted(Exception):
@@ -57,7 +64,7 @@ class Interrupted(Exception):
 def run(photographs: TrainingSet, reports: Reports, work: Path, budget: Budget, state: State | None = None) -> State:
     state = state or State.new(RECIPE, CPU)
     work.mkdir()
-    train(state, RECIPE, budget, Pictures(photographs, CPU), report=reports, work=work)
+    train(state, RECIPE, budget, Pictures(photographs, CPU), outlet=reports, work=work)
     return state
 
 
@@ -72,18 +79,18 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(photographs: Tr
     def interrupt() -> None:
         raise Interrupted
 
-    first.after[3] = interrupt
+    first.after["kept step-3"] = interrupt
     with pytest.raises(Interrupted):
         run(photographs, first, tmp_path / "b", budget)
     torch.manual_seed(99)
     state = State.new(RECIPE, CPU)
     state.restore(tmp_path / "parts/step-3", RECIPE)
     assert state.step == 3
-    run(photographs, first, tmp_path / "c", budget, state)
+    run(photographs, Reports(tmp_path / "rest"), tmp_path / "c", budget, state)
 
     for name in ("state.safetensors", "sheet.png"):
-        assert (tmp_path / "parts/step-6" / name).read_bytes() == (tmp_path / "whole/step-6" / name).read_bytes()
-    histories = [json.loads((tmp_path / kind / "step-6/history.json").read_text()) for kind in ("whole", "parts")]
+        assert (tmp_path / "rest/step-6" / name).read_bytes() == (tmp_path / "whole/step-6" / name).read_bytes()
+    histories = [json.loads((tmp_path / kind / "step-6/history.json").read_text()) for kind in ("whole", "rest")]
     assert [[entry["loss"] for entry in history] for history in histories] == [[m["loss"] for m in histories[0]]] * 2
     # Steps did something: the weights moved, and the average lags behind them.
     start, moved = (s.model.denoiser.head.weight for s in (State.new(RECIPE, CPU), state))
@@ -118,7 +125,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint
         with torch.no_grad():
             state.model.denoiser.head.bias[0] = math.nan
 
-    reports.after[2] = poison
+    reports.after["report 2"] = poison
     with pytest.raises(UserError, match=r"not finite between steps 2 and 4.*--learning-rate"):
         run(photographs, reports, tmp_path / "work", Budget(steps=8, report_every=2, save_every=2), state)
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-2"]
@@ -127,6 +134,29 @@ def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint
     again = State.new(RECIPE, CPU)
     again.restore(tmp_path / "step-2", RECIPE)
     assert all(parameter.isfinite().all() for parameter in again.model.parameters())
+
+
+def test_training_goes_on_while_a_checkpoint_is_stored(photographs: TrainingSet, tmp_path: Path) -> None:
+    later = threading.Event()
+
+    class Slow(Reports):
+        def tell(self, metrics: dict[str, float]) -> None:
+            if metrics["step"] == 3:
+                later.set()
+
+        def keep(self, folder: Path, step: int) -> Path:
+            assert step > 2 or later.wait(60)
+            return super().keep(folder, step)
+
+    reports = Slow(tmp_path)
+    trained = run(photographs, reports, tmp_path / "work", Budget(steps=5, report_every=1, save_every=2))
+    assert reports.kept == ["step-2", "step-4", "step-5"]
+    # What was stored is the state at its step, though training was further by then.
+    state = State.new(RECIPE, CPU)
+    state.restore(tmp_path / "step-2", RECIPE)
+    assert (state.step, len(state.history)) == (2, 2)
+    assert (state.model.denoiser.head.weight - trained.model.denoiser.head.weight).abs().max() > 1e-3
+    assert not list((tmp_path / "work").iterdir())
 
 
 def test_dropout_is_for_training_alone() -> None:

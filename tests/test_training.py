@@ -11,13 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from processes import kill_session, ray_workers, stop, wait_for_session_end
 
 from jobs import cli
 from jobs import train as job
 from models import checkpoint
-from models.errors import UserError
 from models.sampler import noise, sample
 from pipeline.photographs.prepared import RECORD
 from pipeline.training import distributed
@@ -139,6 +137,18 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_it_continued(ray_cluste
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_run_goes_on_with_another_number_of_workers(ray_cluster, prepared_cats, tmp_path, capsys):
+    out = tmp_path / "run"
+    for rounds, workers in enumerate(("2", "1", "2"), 1):
+        steps = rounds * SAVE
+        assert command(*arguments(prepared_cats, out, "--steps", str(steps), "--workers", workers)) == 0
+        assert f"trained {steps} steps" in capsys.readouterr().out
+        history = [entry["step"] for entry in json.loads((out / "history.json").read_text())]
+        assert history == list(range(REPORT, steps + 1, REPORT))
+
+
+@pytest.mark.slow
 def test_a_place_that_refuses_checkpoints_is_said_in_one_line(ray_cluster, prepared_cats, tmp_path, capsys):
     out = tmp_path / "run"
     out.mkdir()
@@ -193,22 +203,6 @@ def last_sheet(out: Path, process: subprocess.Popen, after: str) -> str:
         time.sleep(0.05)
     first_checkpoint(out, process)
     return last
-
-
-def one_fails(number: int) -> None:
-    with distributed.agreed(2):
-        if number == 1:
-            raise UserError("only one rank knows")
-
-
-def rank(number: int, rendezvous: str) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=number, world_size=2)
-    with pytest.raises(UserError, match="only one rank knows"):
-        one_fails(number)
-
-
-def test_a_mistake_that_one_rank_meets_ends_all_of_them(tmp_path):
-    torch.multiprocessing.spawn(rank, (str(tmp_path / "rendezvous"),), nprocs=2)
 
 
 @pytest.mark.parametrize(

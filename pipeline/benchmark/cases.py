@@ -105,7 +105,26 @@ def _gradient(bench: Bench, function: Callable[[torch.Tensor], torch.Tensor], co
 
 
 class _EnoughError(Exception):
-    """Leaves the training loop without its last checkpoint."""
+    """Leaves the training loop without a checkpoint."""
+
+
+@dataclasses.dataclass
+class _Rates:
+    """The outlet of a training run that ends after so many reports; it makes no checkpoints."""
+
+    wanted: int
+    found: list[float] = dataclasses.field(default_factory=list)
+
+    def tell(self, metrics: dict[str, float]) -> None:
+        self.found.append(metrics["pictures_per_second"])
+        if len(self.found) == self.wanted:
+            raise _EnoughError
+
+    def keep(self, folder: Path, step: int) -> None:
+        raise NotImplementedError
+
+    def report(self, metrics: dict[str, float], kept: None) -> None:
+        pass
 
 
 def training(bench: Bench) -> None:
@@ -124,18 +143,14 @@ def _train(bench: Bench, name: str, *, lpips: bool, detailed: float) -> None:
     recipe = Recipe(objective=objective, batch=512 if bench.cuda else 4, lpips=lpips)
     eyes = _random_lpips(device) if lpips else None
     state = State.new(recipe, device)
-    rates: list[float] = []
     every, reports = (20, 6) if bench.cuda else (1, 3)
-
-    def report(metrics: dict[str, float], folder: Path | None) -> None:
-        rates.append(metrics["pictures_per_second"])
-        if len(rates) == reports:
-            raise _EnoughError
+    outlet = _Rates(reports)
 
     pictures = _random_pictures(device, detailed)
     budget = Budget(steps=1_000_000, report_every=every, save_every=1_000_000)
     with bench.peak() as peak, tempfile.TemporaryDirectory() as folder, contextlib.suppress(_EnoughError):
-        train(state, recipe, budget, pictures, report=report, work=Path(folder), perceptual=eyes)
+        train(state, recipe, budget, pictures, outlet=outlet, work=Path(folder), perceptual=eyes)
+    rates = outlet.found
     warm = rates[1:]  # the first holds the compilation
     rate = statistics.median(warm)
     flops = 6 * sum(p.numel() for p in state.model.parameters()) * 64

@@ -32,6 +32,7 @@ from pipeline.rendering.press import balance
 from pipeline.storage.store import Store
 from pipeline.training import distributed
 from pipeline.training.recipe import Budget, Recipe
+from pipeline.training.recipe import Run as TrainingRun
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def train(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
     photos, lpips = bench.photographs(), bench.lpips()
     extent, out = bench.extent, bench.new_folder()
     distributed.claim(out)
-    settings = distributed.Run(
+    settings = TrainingRun(
         photos=photos,
         out=out,
         recipe=Recipe(model=extent.model, batch=extent.trained * times, lpips=lpips is not None),

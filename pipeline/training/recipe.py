@@ -57,6 +57,20 @@ class Budget:
         return min(1.0, max(parts))
 
 
+@dataclass(frozen=True)
+class Run:
+    """One training run as the user asked for it."""
+
+    photos: str | None  # None where a student learns from its teacher alone
+    out: str
+    recipe: Recipe
+    budget: Budget
+    workers: int = 1
+    detail: int = 256  # photographs of at least this side supervise at high resolution too; 0 for none
+    lpips: str | None = None
+    weights: str | None = None  # to start from
+
+
 def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
     """Linear warm-up, constant, linear decay to 0 over the last part of the budget."""
     rise = min(1.0, (step + 1) / recipe.warmup)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -21,15 +21,25 @@ from torch.nn.parallel import DistributedDataParallel
 
 from models.distillation import Teacher, distillation_loss
 from models.errors import UserError
-from models.losses import TERMS, draw_times, lerp, training_loss, velocity_loss
+from models.losses import TERMS, training_loss
 from models.perceptual import Lpips
-from pipeline.rendering.sheets import sample_sheet
-from pipeline.training.batches import Pictures, as_image, make_batch, make_noise_batch, mixed_seed
+from pipeline.training.batches import Pictures, make_batch, make_noise_batch, mixed_seed
+from pipeline.training.keeper import Keeper
 from pipeline.training.recipe import Budget, Recipe, learning_rate
 from pipeline.training.state import State
 
-# Takes the metrics of one report, and the folder that holds the checkpoint where one was made (on rank 0 only).
-Report = Callable[[dict[str, float], Path | None], None]
+
+class Outlet(Protocol):
+    """Where what training yields goes. Metrics are plain numbers by name, of the steps since those before."""
+
+    def tell(self, metrics: dict[str, float]) -> None:
+        """Show metrics to the user; on rank 0."""
+
+    def keep(self, folder: Path, step: int) -> Any:
+        """Store the checkpoint of a step for good; on rank 0, in a thread beside training."""
+
+    def report(self, metrics: dict[str, float], kept: Any) -> None:
+        """Meet the other ranks, which call it equally often; `kept` is what `keep` returned, if anything, on rank 0."""
 
 
 def train(
@@ -38,19 +48,19 @@ def train(
     budget: Budget,
     source: Pictures | Teacher,
     *,
-    report: Report,
+    outlet: Outlet,
     work: Path,
     heldout: Tensor | None = None,
     perceptual: Lpips | None = None,
     rank: int = 0,
     ranks: int = 1,
 ) -> None:
-    """Train `state` on until the budget is spent; call `report` on every rank equally often.
+    """Train `state` on until the budget is spent, and tell `outlet` how it goes.
 
     `source` is what there is to learn from: photographs, or a teacher if recipe.distil is not 0. It, `state` and
-    `perceptual` are on one device. Checkpoints are made in `work` by rank 0 and handed to `report`, with the loss of
-    the photographs `heldout`, uint8 [N, Y, X, 3]. Raises UserError, on all ranks alike, when the loss is not finite;
-    the checkpoints reported so far stay good.
+    `perceptual` are on one device. Checkpoints are made in `work` on rank 0, with the loss of the photographs
+    `heldout`, uint8 [N, Y, X, 3], and training goes on meanwhile. Raises UserError, on all ranks alike, when the loss
+    is not finite; the checkpoints kept so far stay good.
     """
     device = next(state.model.parameters()).device
     model: torch.nn.Module = state.model
@@ -75,6 +85,8 @@ def train(
         make = partial(make_noise_batch, recipe, device)
         loss = partial(distillation_loss, model, denoiser, source, calls=recipe.distil, pixels=recipe.detail_pixels)
     log = Meter(state, recipe, budget, device)
+    metrics: dict[str, float] = {}
+    keeper = Keeper(recipe, source, heldout, work, outlet.keep) if rank == 0 else None
     with ThreadPoolExecutor(1) as ahead:
         upcoming = ahead.submit(make, state.step, rank, ranks)
         while log.progress < 1.0:
@@ -93,34 +105,33 @@ def train(
             log.add(terms)
             save = state.step % budget.save_every == 0 or budget.steps == state.step
             if save or state.step % budget.report_every == 0:
-                metrics = log.flush(ranks)
+                try:
+                    metrics = log.flush(ranks)
+                except UserError:
+                    outlet.report(metrics, keeper and settle(keeper, state, metrics, wait=True))
+                    raise
                 save = save or log.progress >= 1.0
-                if save and rank == 0:
-                    metrics |= validate(state, recipe, source, heldout)
-                    state.save(work, recipe)
-                    sample_sheet(state.averages[0], recipe.seed, sampling=recipe.sampling).save(work / "sheet.png")
-                report(metrics, work if save and rank == 0 else None)
+                kept = keeper and settle(keeper, state, metrics, wait=save)
+                if keeper and save:
+                    keeper.begin(state)
+                if keeper and log.progress < 1.0:
+                    outlet.tell(metrics)
+                outlet.report(metrics, kept)
+    if metrics:  # there was something left to do, and its last checkpoint is begun
+        kept = keeper and settle(keeper, state, metrics, wait=True)
+        if keeper:
+            outlet.tell(metrics)
+        outlet.report(metrics, kept)
 
 
-def validate(state: State, recipe: Recipe, source: Pictures | Teacher, heldout: Tensor | None) -> dict[str, float]:
-    """The average's velocity loss on photographs held out and on as many seen; a widening gap is overfitting.
-
-    Times and noise are the same every time. Also kept in the last entry of the history.
-    """
-    if heldout is None or isinstance(source, Teacher):
-        return {}
-    losses = {}
-    for name, photographs in (("heldout", heldout), ("seen", source.small[: len(heldout)])):
-        clean = as_image(photographs.to(source.device))
-        generator = torch.Generator(source.device).manual_seed(recipe.seed)
-        t = draw_times(recipe.objective, len(clean), generator, source.device)
-        noise = torch.randn(clean.shape, generator=generator, device=source.device)
-        with torch.inference_mode():
-            field = state.averages[0](lerp(clean, noise, t), t)
-            drawn = state.averages[0].draw(field, *clean.shape[2:])
-            losses[name] = float(velocity_loss(drawn, clean, t, recipe.objective).mean())
-    state.history[-1] |= losses
-    return losses
+def settle(keeper: Keeper, state: State, metrics: dict[str, float], *, wait: bool) -> Any:
+    """What the keeper has stored since, if anything; its losses join the history and the metrics."""
+    made = keeper.take(wait=wait)
+    if made is None:
+        return None
+    state.history[made.entry] |= made.losses
+    metrics |= made.losses
+    return made.kept
 
 
 class Meter:

@@ -1,0 +1,168 @@
+"""One rank of a training run, as a worker of Ray Train: gathers what `trainer` needs, and stores what it yields."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray import train as ray_train
+from ray.train import CheckpointUploadMode
+from ray.train.torch import get_device
+
+from models import checkpoint
+from models.distillation import Teacher
+from models.errors import UserError, one_line
+from models.perceptual import load_lpips
+from pipeline.storage.store import Store
+from pipeline.training.batches import Pictures
+from pipeline.training.board import progress_line
+from pipeline.training.recipe import Recipe, Run
+from pipeline.training.state import DamagedCheckpoint, State, weights_name
+from pipeline.training.trainer import train
+from pipeline.training.training_set import check, load
+
+HELDOUT = 512  # photographs whose loss is measured at every checkpoint
+HOST_SHARE = 0.5  # part of a machine's memory that photographs may take; more of them are mapped from files
+
+
+def work(config: Mapping[str, Any]) -> None:
+    """One rank: gather what `train` needs, and tell Ray what it reports."""
+    settings, store, board = config["settings"], config["store"], config["board"]
+    context = ray_train.get_context()
+    rank, ranks = context.get_world_rank(), context.get_world_size()
+    device = get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    else:
+        torch.cuda.set_device(device)
+
+    try:
+        with agreed(ranks):
+            perceptual = load_lpips(settings.lpips).to(device) if settings.lpips else None
+            start = teacher = heldout = None
+            if settings.weights is not None:
+                data = checkpoint.read(settings.weights)
+                start = checkpoint.parse(data, settings.weights)
+                teacher = Teacher(start, checkpoint.sampling(data, settings.weights))
+            state = State.new(settings.recipe, device, start)
+            for note in resume(state, settings.recipe, ranks):
+                if rank == 0:
+                    board.post.remote(note)
+            source: Pictures | Teacher
+            if settings.photos is not None:
+                source, heldout = photographs(settings, device, rank, ranks, context.get_local_world_size())
+            else:
+                assert teacher is not None
+                teacher.denoiser.to(device)
+                source = teacher
+        with tempfile.TemporaryDirectory() as work:
+            train(
+                state,
+                settings.recipe,
+                settings.budget,
+                source,
+                outlet=Reporter(settings.recipe, store, board),
+                work=Path(work),
+                heldout=heldout,
+                perceptual=perceptual,
+                rank=rank,
+                ranks=ranks,
+            )
+    except UserError as error:
+        # A mistake is not a fault to be retried: end every rank in good order and let the driver say it.
+        ray.get(board.stop.remote(str(error)))
+    except OSError as error:  # a store that does not answer, a full disk: may pass, and Ray Train tries again
+        ray.get(board.fail.remote(one_line(error)))
+        raise
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """The outlet of training: lines to the board, checkpoints to the store, both known to Ray Train."""
+
+    recipe: Recipe
+    store: Store
+    board: Any
+
+    def tell(self, metrics: dict[str, float]) -> None:
+        """A line on the board."""
+        self.board.post.remote(progress_line(metrics))
+
+    def keep(self, folder: Path, step: int) -> ray_train.Checkpoint:
+        """Copy what a user looks at to stable names, and all of it to a folder of Ray Train's kind."""
+        weights = [weights_name(self.recipe, width) for width in self.recipe.ema_widths]
+        names = {name: name for name in ("history.json", *weights)} | {"sheet.png": f"sheets/step-{step:07d}.png"}
+        for source, target in names.items():
+            self.store.write(target, (folder / source).read_bytes())
+        name = datetime.now().strftime("checkpoint_%Y-%m-%d_%H-%M-%S.%f")
+        made = ray_train.Checkpoint.from_directory(str(folder))
+        return ray_train.get_context().get_storage().persist_current_checkpoint(made, name)
+
+    def report(self, metrics: dict[str, float], kept: ray_train.Checkpoint | None) -> None:
+        """Meet the other ranks, and let Ray Train know of a checkpoint, which is in its place already."""
+        ray_train.report(metrics, checkpoint=kept, checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD)
+
+
+def photographs(
+    settings: Run, device: torch.device, rank: int, ranks: int, beside: int
+) -> tuple[Pictures, torch.Tensor | None]:
+    """One rank's photographs, with `beside` ranks on this machine, and some of those held out, if there are any."""
+    assert settings.photos is not None
+    memory = HOST_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / beside
+    detail = settings.detail or None
+    seen = load(settings.photos, heldout=False, detail=detail, stripe=(rank, ranks), memory_bytes=int(memory))
+    if not check(settings.photos)[2]["heldout"]:
+        return Pictures(seen, device), None
+    heldout = load(settings.photos, heldout=True, detail=None).small[:HELDOUT]
+    return Pictures(seen, device), torch.from_numpy(heldout)
+
+
+def resume(state: State, recipe: Recipe, ranks: int) -> Iterator[str]:
+    """Restore the latest checkpoint of the run that every rank finds whole, if there is any; say which are not.
+
+    To be called on every rank. Raises UserError if all are damaged, or made with another recipe.
+    """
+    kept = [reported.checkpoint for reported in ray_train.get_all_reported_checkpoints()]
+    for last in reversed(kept):
+        damage: str | None = None
+        try:
+            with last.as_directory() as folder:
+                state.restore(Path(folder), recipe)
+        except DamagedCheckpoint as error:
+            damage = str(error)
+        found = [of_one for of_one in gathered(damage, ranks) if of_one]
+        if not found:
+            return
+        yield f"the checkpoint {last.path} is damaged ({found[0]}): continuing from the one before it"
+    if kept:
+        raise UserError(f"every checkpoint in {Path(kept[-1].path).parent} is damaged: train into another --out")
+
+
+@contextmanager
+def agreed(ranks: int) -> Iterator[None]:
+    """A block that every rank enters; a UserError in one is raised in all, which would wait for that one for ever."""
+    mistake: str | None = None
+    try:
+        yield
+    except UserError as error:
+        mistake = str(error)
+    for found in gathered(mistake, ranks):
+        if found:
+            raise UserError(found)
+
+
+def gathered(value: str | None, ranks: int) -> list[str | None]:
+    """What each rank calls this with, on every rank."""
+    values = [value] * ranks
+    if ranks > 1:
+        dist.all_gather_object(values, value)
+    return values

@@ -180,11 +180,11 @@ def _outputs(field: Tensor, height: int, width: int, keep_lse: bool, dtype: torc
     return image, field.new_empty((batch, height, width) if keep_lse else (0,))
 
 
-# An axis as an operator's arguments: its integers, then its fractions.
 _AXES = "int[] sizes_y, float[] span_y, int[] sizes_x, float[] span_x, str kernel, int neighbourhood"
 
 
 def _axis(sizes: list[int], span: list[float]) -> Axis:
+    """An axis from an operator's arguments: its integers, and its fractions."""
     pixels, patches, first, last = sizes
     return Axis(pixels, span[0], span[1], patches, first, last)
 
@@ -196,7 +196,8 @@ def _axis(sizes: list[int], span: list[float]) -> Axis:
 )
 def _draw_operator(field, sizes_y, span_y, sizes_x, span_x, kernel, neighbourhood, keep_lse, dtype):  # type: ignore[no-untyped-def]
     axes = _axis(sizes_y, span_y), _axis(sizes_x, span_x)
-    return _launch_forward(field.contiguous(), *axes, kernel, neighbourhood, keep_lse, dtype)
+    with torch.cuda.device_of(field):  # Triton launches on the current one
+        return _launch_forward(field.contiguous(), *axes, kernel, neighbourhood, keep_lse, dtype)
 
 
 @_draw_operator.register_fake
@@ -213,7 +214,8 @@ def _backward_operator(  # type: ignore[no-untyped-def]
     gradient, field, image, lse, sizes_y, span_y, sizes_x, span_x, kernel, neighbourhood
 ):
     axes = _axis(sizes_y, span_y), _axis(sizes_x, span_x)
-    return _launch_backward(gradient.contiguous(), field.contiguous(), image, lse, *axes, kernel, neighbourhood)
+    with torch.cuda.device_of(field):
+        return _launch_backward(gradient.contiguous(), field.contiguous(), image, lse, *axes, kernel, neighbourhood)
 
 
 @_backward_operator.register_fake

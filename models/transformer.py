@@ -124,7 +124,8 @@ class PatchTransformer(nn.Module):
         modulation = self.modulation(conditioning).unflatten(-1, (6, -1))
         last = self.last_modulation(conditioning).unflatten(-1, (2, -1))
         if self._is_fused(tokens):
-            return transformer_triton.run(self, tokens, modulation, last)
+            with torch.cuda.device_of(tokens):  # Triton launches on the current one
+                return transformer_triton.run(self, tokens, modulation, last)
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x, modulation, self.cos, self.sin)

@@ -144,18 +144,19 @@ FORMATS = {
 
 
 def choose(
-    output: str | None, encoding: str | None, width: int, height: int, frames: int, *, moving: bool
+    output: str | None, encoding: str | None, width: int, height: int, frames: int, fps: float
 ) -> tuple[str, str]:
     """The names of format and encoding for pictures of so many frames, where they are not given.
 
-    UserError where they do not go together, cannot hold such pictures, or need what is not installed.
+    `fps`: frames a second, 0 for pictures that stand still. UserError where they do not go together, cannot hold such
+    pictures, or need what is not installed.
     """
-    pixels = width * height * frames
+    pixels, moving = width * height * frames, fps > 0
     if output is None and pixels > FORMATS["files"].most_pixels and not moving:
         output = "dzi" if encoding in FORMATS["dzi"].encodings else "tiff"
     output = output or "files"
     format = FORMATS[output]
-    fitting = [name for name in format.encodings if (ENCODINGS[name].moving if moving else ENCODINGS[name].still)]
+    fitting = [name for name in format.encodings if (ENCODINGS[name].fastest if moving else ENCODINGS[name].still)]
     if not fitting:
         raise UserError(f"--format {output} holds no animations: give files, webdataset or parquet")
     encoding = encoding or fitting[0]
@@ -165,9 +166,15 @@ def choose(
     require(encoding)
     if output == "tiff":
         pyramids.require_tiff()
+    if moving and fps > (fastest := ENCODINGS[encoding].fastest):
+        faster = [f"or --encoding {name}" for name in fitting if ENCODINGS[name].fastest >= fps]
+        remedy = " ".join(["give fewer", *faster])
+        raise UserError(f"--fps {fps:g}: {encoding} shows at most {fastest} frames a second; {remedy}")
     largest = format.largest_side if format.tiled else ENCODINGS[encoding].largest_side
     if max(width, height) > largest:
-        raise UserError(f"--size {width}x{height}: {encoding} takes sides of 1 to {largest:,} pixels")
+        what = f"tiled pictures (--format {output}) have" if format.tiled else f"{encoding} takes"
+        more = "" if format.tiled or moving else f"; with --format dzi up to {pyramids.LARGEST_SIDE:,}"
+        raise UserError(f"--size {width}x{height}: {what} sides of 1 to {largest:,} pixels{more}")
     if pixels > format.most_pixels:
         what = f"{frames} frames of this size are" if frames > 1 else "this is"
         remedy = "choose fewer or smaller ones" if frames > 1 else "use --format tiff or dzi"

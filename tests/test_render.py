@@ -48,6 +48,8 @@ def test_incomplete_splats_are_refused_except_for_what_is_there(splats, tmp_path
         (["--fit", "fill"], "unknown fit 'fill'; known: crop, letterbox, stretch"),
         (["--zoom", "0.5,1.5,4"], "0.5,1.5 is not inside the picture"),
         (["--zoom", "0.5,0.5,0.5"], "factor 0.5"),
+        (["--zoom", "0.3,0.5,4;0.6,0.6,4", "--region", "0,0,0.5,1"], "0.6,0.6 is not inside the part of the picture"),
+        (["--zoom", "0.5,0.1,4", "--size", "96x48"], "film begins with, 0,0.25,1,0.75: give a place there"),
         (["--zoom", "0.5,0.5,1e6"], "finer than single precision resolves"),
         (["--zoom", "0.5,0.5,4", "--encoding", "png"], "animations in the format files are webp, gif"),
         (["--zoom", "0.5,0.5,4", "--format", "tiff"], "--format tiff holds no animations"),

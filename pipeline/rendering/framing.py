@@ -111,8 +111,16 @@ class Waypoint:
     factor: float
 
     def region(self, start: Region) -> Region:
-        """The part of `start`, of its shape, that is seen there: moved inwards where it would lie outside."""
+        """The part of `start`, of its shape, that is seen there: moved inwards where it would lie outside.
+
+        UserError where the centre itself is outside.
+        """
         x0, y0, x1, y1 = start
+        if not (x0 <= self.x <= x1 and y0 <= self.y <= y1):
+            raise UserError(
+                f"--zoom: {self.x:g},{self.y:g} is not inside the part of the picture that the film begins with,"
+                f" {x0:g},{y0:g},{x1:g},{y1:g}: give a place there, or another --region or --size"
+            )
         half_x, half_y = (x1 - x0) / self.factor / 2, (y1 - y0) / self.factor / 2
         x = min(max(self.x, x0 + half_x), x1 - half_x)
         y = min(max(self.y, y0 + half_y), y1 - half_y)

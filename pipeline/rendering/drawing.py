@@ -41,7 +41,7 @@ def frame_of(plan: RenderPlan, aspect: float) -> Frame:
 
 def facts_of(plan: RenderPlan, index: int) -> Facts:
     """What is known of a picture of the plan, for its reader."""
-    names = ("seed", "kernel", "view", "width", "height", "region", "fit", "source")
+    names = ("seed", "kernel", "neighbourhood", "view", "width", "height", "region", "fit", "source")
     return {"index": index, **{name: getattr(plan, name) for name in names}}
 
 

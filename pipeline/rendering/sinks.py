@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pipeline.storage import image_column
 
 ROW_GROUP = 16
 ROW_GROUP_BYTES = 1 << 26
+COLUMN_TYPES = {int: pa.int64(), str: pa.string(), dict: image_column.PICTURE}
 WHOLE_PICTURES = ("png", "jpeg", "webp", "avif", "raw", "gif")
 
 
@@ -58,38 +60,34 @@ def write_webdataset(press: Press) -> Written:
     return Written(name, output.bytes, output.sha256)
 
 
-FACT_COLUMNS = {
-    "seed": pa.int64(),
-    "kernel": pa.string(),
-    "view": pa.string(),
-    "width": pa.int32(),
-    "height": pa.int32(),
-    "region": pa.string(),
-    "source": pa.string(),
-}
-
-
 def write_parquet(press: Press) -> Written:
     """One Parquet file a shard: `index`, `image`, which Hugging Face's `datasets` reads as a picture, and the facts."""
     name, extension = press.plan.data(press.shard), press.plan.extension
-    schema = image_column.schema({"index": pa.int64(), "image": image_column.PICTURE, **FACT_COLUMNS})
+
+    def row(picture: Picture, encoded: bytes) -> dict[str, Any]:
+        image = {"bytes": encoded, "path": file_name(picture.index, extension)}
+        return {"index": picture.index, "image": image, **picture.facts}
+
+    made = press.pictures(row)
+    first = next(made)
+    # The same are known of all pictures of a plan.
+    schema = image_column.schema({column: COLUMN_TYPES[type(value)] for column, value in first.items()})
     with (
         press.store.create(name) as output,
         pq.ParquetWriter(
             output.file,
             schema,
             compression="none",  # the pictures are compressed
-            use_dictionary=list(FACT_COLUMNS),
+            use_dictionary=[column for column in schema.names if column not in ("index", "image")],
             write_statistics=["index"],
             write_page_checksum=True,
         ) as writer,
     ):
         rows: list[dict[str, Any]] = []
         size = 0
-        for facts, encoded in press.pictures(lambda picture, encoded: (picture.facts, encoded)):
-            image = {"bytes": encoded, "path": file_name(int(facts["index"]), extension)}
-            rows.append({**facts, "image": image})
-            size += len(encoded)
+        for entry in itertools.chain([first], made):
+            rows.append(entry)
+            size += len(entry["image"]["bytes"])
             if len(rows) == ROW_GROUP or size > ROW_GROUP_BYTES:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 rows, size = [], 0

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from models.errors import UserError
 from pipeline.datasets.plan import file_name
 from pipeline.rendering import pyramids
+from pipeline.rendering.drawing import PIXELS_HELD
 from pipeline.rendering.encoders import ENCODINGS, Picture, describe, require
 from pipeline.rendering.press import Press, Written
 from pipeline.storage import image_column
@@ -104,7 +105,7 @@ class Format:
     encodings: tuple[str, ...]  # the first is the default
     contents: str  # of a shard, for the card
     data_files: str = ""  # where Hugging Face's tools find the data
-    most_pixels: int = 1 << 28  # whole pictures are held in memory, about three at once
+    most_pixels: int = PIXELS_HELD
     largest_side: int = 1 << 28
     pictures_per_shard: int = 4096
 

@@ -30,6 +30,8 @@ from pipeline.storage.store import Store
 SPLAT_BYTES = {"float16": 16.6, "compact": 6.0}
 # With the bundled weights on one H100, files included: 3,400 pictures of 16 network calls a second.
 CALLS_PER_SECOND = 16 * 3400
+MORPH_FRAMES = 48
+INDEX_DIGITS = 18  # of the two pictures of a morph
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ class Options:
     between: str | None = None
     """Two indices, like 12,57: instead of --count pictures, the --frames pictures of a morph from one to the other."""
 
-    frames: int = 48
-    """Pictures of a morph, both ends included."""
+    frames: int | None = None
+    """Pictures of a morph, both ends included; 48 if not given."""
 
     rollout: str | None = None
     """Indices, like 0-3 or 0,5,9: also draw how these became cats, to rollout.png."""
@@ -103,7 +105,9 @@ class Options:
             raise UserError("give --count, the number of pictures, or --between, two of them to morph")
         if self.between is not None:
             parse_between(self.between)
-            check_numbers(self, "frames", least=2, most=LARGEST)
+        elif self.frames is not None:
+            raise UserError(f"--frames {self.frames} goes with --between")
+        check_numbers(self, "frames", least=2, most=LARGEST)
         check_numbers(self, "count", least=1, most=LARGEST)
         check_numbers(self, "seed", least=0, most=LARGEST)
         check_numbers(self, "steps", "shard_size", "batch_size", "threads", "workers", least=1)
@@ -118,7 +122,7 @@ class Options:
                 continue
             chosen = Indices.parse(text)
             if chosen.stop > self.pictures:
-                made = f"--frames {self.frames}" if self.count is None else f"--count {self.count}"
+                made = f"--frames {self.pictures}" if self.count is None else f"--count {self.count}"
                 raise UserError(f"{name} {text}: {made} makes the pictures 0-{self.pictures - 1}")
             if len(chosen) > ROLLOUT_COLUMNS:
                 raise UserError(f"{name} {text}: {len(chosen)} pictures; choose at most {ROLLOUT_COLUMNS}")
@@ -126,12 +130,14 @@ class Options:
     @property
     def pictures(self) -> int:
         """The number of pictures to make."""
-        return self.frames if self.count is None else self.count
+        return self.count or self.frames or MORPH_FRAMES
 
 
 def parse_between(text: str) -> tuple[int, int]:
     """Read `12,57`, two different indices; UserError for anything else."""
-    match = re.fullmatch(r"\s*([0-9]{1,18})\s*,\s*([0-9]{1,18})\s*", text)
+    match = re.fullmatch(r"\s*([0-9]+)\s*,\s*([0-9]+)\s*", text)
+    if match is not None and max(map(len, match.groups())) > INDEX_DIGITS:
+        raise UserError(f"--between {text}: give indices of up to {INDEX_DIGITS} digits")
     if match is None or int(match[1]) == int(match[2]):
         raise UserError(f"--between {text}: give two different indices, like 12,57")
     return int(match[1]), int(match[2])

@@ -40,7 +40,7 @@ from pipeline.rendering.sinks import FORMATS, choose
 from pipeline.storage.store import Store
 
 ZOOM_FRAMES = 96
-FRAMES_PER_SECOND = {"zoom": 24.0, "rollout": 6.0, "pictures": 24.0}
+FRAMES_PER_SECOND = {"none": 0.0, "zoom": 24.0, "rollout": 6.0, "pictures": 24.0}
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class Options:
     """Frames of a zoom; 96 if not given."""
 
     fps: float | None = None
-    """Frames a second of an animation; 24, or 6 for a rollout, if not given. The last frame stands for a second."""
+    """Frames a second of an animation, up to 90 as webp and 50 as gif; 24, or 6 for a rollout, if not given. The last
+    frame stands for a second."""
 
     shard_size: int | None = None
     """Pictures a shard; by the number and the size of pictures if not given."""
@@ -134,7 +135,7 @@ class Options:
         check_numbers(self, "shard_size", "workers", least=1)
         check_numbers(self, "quality", least=1, most=100)
         check_numbers(self, "frames", least=2, most=10_000)
-        check_numbers(self, "fps", least=0.1, most=100)
+        check_numbers(self, "fps", least=0.1, most=max(encoding.fastest for encoding in ENCODINGS.values()))
         check_numbers(self, "stall_minutes")
         if self.zoom is not None and self.animate is not None:
             raise UserError(f"--zoom and --animate {self.animate} are two animations: give one of them")
@@ -159,7 +160,8 @@ def make_plan(options: Options, source: SplatDataset) -> RenderPlan:
     frames = {"none": 1, "zoom": options.frames or ZOOM_FRAMES, "rollout": splats.steps + 1, "pictures": len(indices)}[
         motion
     ]
-    output, encoding = choose(options.format, options.encoding, width, height, frames, moving=motion != "none")
+    fps = options.fps or FRAMES_PER_SECOND[motion]
+    output, encoding = choose(options.format, options.encoding, width, height, frames, fps)
     format = FORMATS[output]
     if options.shard_size is not None and options.shard_size > format.pictures_per_shard:
         raise UserError(f"--shard-size {options.shard_size}: {output} takes at most {format.pictures_per_shard:,}")
@@ -188,7 +190,7 @@ def make_plan(options: Options, source: SplatDataset) -> RenderPlan:
         motion=motion,
         path=zoom_text(parse_zoom(options.zoom)) if options.zoom is not None else "",
         frames=frames,
-        frame_milliseconds=round(1000 / (options.fps or FRAMES_PER_SECOND[motion])) if motion != "none" else 0,
+        frame_milliseconds=round(1000 / fps) if fps else 0,
     )
     frame = frame_of(plan, splats.columns / splats.rows)
     for seen in [frame.region, *(point.region(frame.region) for point in (parse_zoom(plan.path) if plan.path else ()))]:

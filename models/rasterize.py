@@ -70,11 +70,8 @@ def rasterize(
         raise UserError(
             f"neighbourhood {neighbourhood} is not known; choose 3 (blended patches) or 1 (separate patches)"
         )
+    check_region(region)
     x0, y0, x1, y1 = region
-    if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
-        raise UserError(
-            f"region {region} is not inside the picture; give fractions 0 <= x0 < x1 <= 1, 0 <= y0 < y1 <= 1"
-        )
     batch, rows, columns, _, parameters = field.shape
     assert parameters == len(PARAMETERS)
 
@@ -105,6 +102,15 @@ def rasterize(
     elif view == "patches":
         image = _with_grid(image, Axis.of(height, y0, y1, rows), Axis.of(width, x0, x1, columns))
     return _levels(image) if dtype == torch.uint8 else image if dtype == torch.float32 else image.to(dtype)
+
+
+def check_region(region: Region) -> None:
+    """Raise UserError unless a region is a part of the picture."""
+    x0, y0, x1, y1 = region
+    if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
+        raise UserError(
+            f"region {region} is not inside the picture; give fractions 0 <= x0 < x1 <= 1, 0 <= y0 < y1 <= 1"
+        )
 
 
 @functools.cache

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.datasets.reader import Cat, Cats, open_dataset
+    from pipeline.reader import Cat, Cats, open_dataset
 
 __all__ = ["Cat", "Cats", "open_dataset"]
 
@@ -17,6 +17,6 @@ def __getattr__(name: str) -> Any:
     # Only when asked for: processes that import a module of this package for something small need no torch for it.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from pipeline.datasets import reader
+    from pipeline import reader
 
     return getattr(reader, name)

@@ -24,7 +24,6 @@ from models.perceptual import load_lpips
 from models.splats import random_field
 from pipeline.datasets import plan_file, rollout_file
 from pipeline.datasets.plan import GenerationPlan, Plan
-from pipeline.datasets.reader import open_dataset
 from pipeline.datasets.rollout_file import Rollout
 from pipeline.datasets.splat_dataset import SplatDataset, to_table, write_table
 from pipeline.evaluation.pictures import load_pictures
@@ -33,6 +32,7 @@ from pipeline.inspection.contents import check_pictures, check_splats
 from pipeline.inspection.status import survey
 from pipeline.inspection.verification import verify_shard
 from pipeline.photographs import preparation, sources
+from pipeline.reader import open_dataset
 from pipeline.rendering.renderer import render_shard
 from pipeline.storage.store import Store
 

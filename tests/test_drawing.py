@@ -10,7 +10,7 @@ from jobs import render
 from pipeline.datasets.indices import Indices
 from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.rendering import drawing
-from pipeline.rendering.drawing import begun_early, draw, frame_of
+from pipeline.rendering.drawing import begun_early, draw, frame_of, look_of
 
 
 @pytest.mark.parametrize("fit", ["crop", "letterbox", "stretch"])
@@ -20,9 +20,9 @@ def test_bands_draw_the_same_picture(splats, monkeypatch, fit):
     options = render.Options(splats=str(splats), out="", size="70x53", fit=fit, region="0.1,0,0.9,1")
     plan = render.make_plan(options, source)
     frame = frame_of(plan, 1.0)
-    whole = draw(field, frame, plan)
+    whole = draw(field, frame, look_of(plan))
     monkeypatch.setitem(drawing.PIXELS_AT_ONCE, "cpu", 70 * 10)
-    bands = draw(field, frame, plan)
+    bands = draw(field, frame, look_of(plan))
     assert whole.shape == (1, 53, 70, 3)
     np.testing.assert_allclose(bands.astype(int), whole.astype(int), atol=1)
 

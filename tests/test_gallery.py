@@ -162,7 +162,11 @@ def test_pointing_names_the_splat_and_outlines_it(visit, splats):
 def test_keys_and_links_find_every_cat(visit):
     page = visit()
     assert page.locator("#tiles a").count() == 3
-    assert page.locator("#tiles img").evaluate_all("all => all.every(image => image.naturalWidth === 64)")
+    page.wait_for_function("[...document.querySelectorAll('#tiles img')].every(image => image.naturalWidth === 64)")
+    page.locator("#tiles a").nth(1).focus()
+    for key, cat in (("Up", "1"), ("Down", "1"), ("Right", "2"), ("Left", "1")):  # all tiles are in one row
+        page.keyboard.press(f"Arrow{key}")
+        assert page.locator("#tiles a:focus").get_attribute("data-cat") == cat
     page.locator("#tiles a").nth(1).click()
     settle(page)
     page.keyboard.press("n")
@@ -176,6 +180,15 @@ def test_keys_and_links_find_every_cat(visit):
     page.wait_for_selector("#tiles", state="visible")
     page.go_back()
     page.wait_for_function("document.title.startsWith('Cat 0')")
+
+
+@needs_browser
+def test_splats_that_cannot_be_loaded_are_named_and_not_waited_for(visit):
+    page = visit("#cat=1")
+    page.evaluate("() => { splatcats.load = () => Promise.reject(new Error('The splats are gone')); }")
+    page.keyboard.press("n")
+    page.wait_for_selector("text=The splats are gone")
+    settle(page)
 
 
 @needs_browser

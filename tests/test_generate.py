@@ -51,8 +51,11 @@ def test_mistakes_get_one_line_and_leave_nothing(tiny_weights, tmp_path, capsys,
         ([], "give --count, the number of pictures, or --between"),
         (["--between", "3,3"], "--between 3,3: give two different indices"),
         (["--between", "3-4"], "--between 3-4: give two different indices"),
+        (["--between", "3,99999999999999999999"], "give indices of up to 18 digits"),
         (["--between", "3,4", "--frames", "1"], "--frames 1"),
         (["--between", "3,4", "--frames", "5", "--rollout", "5"], "--frames 5 makes the pictures 0-4"),
+        (["--between", "3,4", "--rollout", "48"], "--frames 48 makes the pictures 0-47"),
+        (["--count", "2", "--frames", "5"], "--frames 5 goes with --between"),
     ],
 )
 def test_mistakes_about_morphs(tmp_path, capsys, options, message):

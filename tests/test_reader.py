@@ -15,11 +15,14 @@ from fsspec.spec import AbstractBufferedFile, AbstractFileSystem
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from jobs import render
 from models.errors import UserError
-from models.rasterize import VIEWS, rasterize, to_uint8
+from models.rasterize import VIEWS
 from pipeline import open_dataset
 from pipeline.datasets.indices import Indices
 from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.rendering.drawing import standing
+from pipeline.rendering.framing import region_text
 
 ROOT = Path(__file__).parents[1]
 COUNT = 230  # in row groups of 64, 64, 22, and 64, 16
@@ -143,17 +146,55 @@ def test_missing_shards_matter_only_to_their_own_cats(splats, fields, tmp_path):
         open_dataset(str(tmp_path / "data"))
 
 
-def test_a_cat_draws_itself_at_any_size(splats):
+@pytest.mark.parametrize(
+    ("size", "text", "options"),
+    [
+        (64, "64", {}),
+        (np.int64(33), "33", {"region": (0.25, 0.25, 0.5, 0.5), "kernel": "sharp"}),
+        ((60, 40), "60x40", {"view": "patches"}),
+        (60, "60", {"region": (0.1, 0.2, 0.9, 0.4)}),
+        ((60, 40), "60x40", {"region": (0.1, 0.2, 0.9, 0.4), "fit": "letterbox", "neighbourhood": 1}),
+        ((40, 60), "40x60", {"fit": "stretch"}),
+    ],
+)
+def test_a_cat_draws_what_the_command_draws(splats, size, text, options):
+    source = SplatDataset(str(splats))
+    told = {name: region_text(value) if name == "region" else value for name, value in options.items()}
+    plan = render.make_plan(render.Options(splats=str(splats), out="", size=text, indices="3", **told), source)
+    (expected,) = standing(source, plan, plan.pictures, "cpu")
+    drawn = open_dataset(str(splats))[3].draw(size, **options)
+    np.testing.assert_array_equal(np.asarray(drawn), expected.frames[0])
+
+
+def test_a_cat_shows_itself_in_a_notebook(splats):
     cat = open_dataset(str(splats))[3]
-    expected = to_uint8(rasterize(cat.splats[None], 40, 60, view="patches", kernel="sharp"))[0].numpy()
-    drawn = cat.draw((60, 40), view="patches", kernel="sharp")
-    np.testing.assert_array_equal(np.asarray(drawn), expected)
-    assert cat.draw(33, region=(0.25, 0.25, 0.5, 0.5)).size == (33, 33)
     assert cat._repr_png_().startswith(b"\x89PNG")
     assert [axes.get_title() for axes in cat.show_views(32).axes] == list(VIEWS)
-    for wrong in ({"size": 0}, {"size": 8, "view": "nonsense"}, {"size": 8, "kernel": "nonsense"}):
-        with pytest.raises(UserError):
-            cat.draw(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (lambda cats: cats[3].draw(0), "both sides must be at least 1"),
+        (lambda cats: cats[3].draw(1.5), "size 1.5: give whole pixels, like 1024, or"),
+        (lambda cats: cats[3].draw("12"), "size '12': give whole pixels"),
+        (lambda cats: cats[3].draw((1, 2, 3)), "give whole pixels"),
+        (lambda cats: cats[3].draw(10**6), "python -m jobs.render --size 1000000x1000000"),
+        (lambda cats: cats[3].draw(8, view="nonsense"), "unknown view"),
+        (lambda cats: cats[3].draw(8, kernel="nonsense"), "unknown kernel"),
+        (lambda cats: cats[3].draw(8, fit="nonsense"), "unknown fit"),
+        (lambda cats: cats[3].draw(8, region=(0, 0.5, 1, 0.5)), "is not inside the picture"),
+        (lambda cats: cats[3].draw(8, region=(0, 0, 1e-8, 1e-8)), "finer than single precision"),
+        (lambda cats: cats[3].show_views(views=[]), "at least one of the views colour, blobs"),
+        (lambda cats: cats[[True, False]], "not by truth values"),
+        (lambda cats: cats[np.array([True, False])], "not by truth values"),
+        (lambda cats: cats[torch.tensor([True, False])], "not by truth values"),
+    ],
+)
+def test_mistakes_are_named_in_one_line(splats, mistake, message):
+    with pytest.raises(UserError, match=re.escape(message)) as raised:
+        mistake(open_dataset(str(splats)))
+    assert "\n" not in str(raised.value)
 
 
 def test_a_pickled_dataset_reads_in_a_process_without_ray_or_the_model(splats, fields):

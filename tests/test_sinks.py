@@ -112,14 +112,20 @@ def test_whenever_it_is_made_and_with_however_many_encoders_the_bytes_are_the_sa
     assert shard_bytes(again, 3) == clean
 
 
-def test_animations_go_into_every_format_of_whole_pictures(splats, tmp_path):
-    options = {"zoom": "0.5,0.5,4", "frames": 3, "indices": "2"}
+@pytest.mark.parametrize(
+    "motion", [{"zoom": "0.5,0.5,4", "frames": 3, "indices": "2"}, {"animate": "rollout", "indices": "3"}]
+)
+def test_animations_and_what_is_known_of_them_go_into_every_format_of_whole_pictures(splats, tmp_path, motion):
+    paths = {}
     for format, glob in (("files", "shard-*/*"), ("webdataset", "data/*"), ("parquet", "data/*")):
-        (path,) = drawn(splats, tmp_path / format, format=format, **options).glob(glob)
-        data = path.read_bytes()
-        if format == "files":
-            film = data
-            read = Image.open(path)
-            assert read.n_frames == 3
-            assert json.loads(read.getexif()[270])["path"] == "0.5,0.5,4.0"
-        assert film in data
+        (paths[format],) = drawn(splats, tmp_path / format, format=format, **motion).glob(glob)
+    film = Image.open(paths["files"])
+    assert film.n_frames == 3
+    facts = json.loads(film.getexif()[270])
+    assert facts["motion"] == motion.get("animate", "zoom")
+    assert {"neighbourhood", "fit", "path" if "zoom" in motion else "times"} < facts.keys()
+    with tarfile.open(paths["webdataset"]) as tar:
+        picture, known = (tar.extractfile(member).read() for member in tar)
+    (row,) = pq.read_table(paths["parquet"]).to_pylist()
+    assert picture == row.pop("image")["bytes"] == paths["files"].read_bytes()
+    assert json.loads(known) == row == facts

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar, cast
 
@@ -28,10 +29,26 @@ from pipeline.rendering.framing import Frame, fit, parse_region, parse_zoom, zoo
 # At most so many pixels are floating point numbers at once: larger pictures are drawn in bands, smaller ones together.
 # On a GPU one call draws enough to outweigh its start; on a CPU it is the encoders that should not wait long.
 PIXELS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 23}
+# A whole picture, or all frames of one, is held in memory, about three times at once.
+PIXELS_HELD = 1 << 28
 # How long the last frame of an animation stands.
 HOLD_MILLISECONDS = 1000
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How splats are drawn, whatever is shown of them, as `models.rasterize.rasterize` says."""
+
+    kernel: str
+    neighbourhood: int
+    view: str
+
+
+def look_of(plan: RenderPlan) -> Look:
+    """How a plan's pictures are drawn."""
+    return Look(plan.kernel, plan.neighbourhood, plan.view)
 
 
 def frame_of(plan: RenderPlan, aspect: float) -> Frame:
@@ -41,15 +58,15 @@ def frame_of(plan: RenderPlan, aspect: float) -> Frame:
 
 def facts_of(plan: RenderPlan, index: int) -> Facts:
     """What is known of a picture of the plan, for its reader."""
-    names = ("seed", "kernel", "view", "width", "height", "region", "fit", "source")
+    names = ("seed", "kernel", "neighbourhood", "view", "width", "height", "region", "fit", "source")
     return {"index": index, **{name: getattr(plan, name) for name in names}}
 
 
-def bands(fields: Tensor, frame: Frame, plan: RenderPlan) -> Iterator[np.ndarray]:
+def bands(fields: Tensor, frame: Frame, look: Look) -> Iterator[np.ndarray]:
     """Draw splat fields [B, H, W, K, P] from top to bottom, some rows at a time: uint8 [B, rows, width, 3]."""
     rows = _rows_at_once(fields, frame)
     tops = range(0, frame.height, rows)
-    begun = (_begin(fields, frame, plan, top, min(top + rows, frame.height)) for top in tops)
+    begun = (_begin(fields, frame, look, top, min(top + rows, frame.height)) for top in tops)
     for ready in begun_early(begun, fields.device.type):
         yield ready()
 
@@ -68,7 +85,7 @@ def begun_early(items: Iterator[Item], device: str) -> Iterator[Item]:
 
 
 @torch.inference_mode()
-def _begin(fields: Tensor, frame: Frame, plan: RenderPlan, top: int, bottom: int) -> Callable[[], np.ndarray]:
+def _begin(fields: Tensor, frame: Frame, look: Look, top: int, bottom: int) -> Callable[[], np.ndarray]:
     """Begin to draw the rows from `top` to `bottom`; what is returned waits for them, and gives them."""
     first, last = (min(max(row - frame.top, 0), frame.inner_height) for row in (top, bottom))
     inside = None
@@ -82,9 +99,9 @@ def _begin(fields: Tensor, frame: Frame, plan: RenderPlan, top: int, bottom: int
             last - first,
             frame.inner_width,
             region=(x0, y0 + first * down, x1, low),
-            kernel=plan.kernel,
-            neighbourhood=plan.neighbourhood,
-            view=plan.view,
+            kernel=look.kernel,
+            neighbourhood=look.neighbourhood,
+            view=look.view,
             dtype=torch.uint8,
         )
         inside = download(to_uint8(drawn))
@@ -101,17 +118,17 @@ def _begin(fields: Tensor, frame: Frame, plan: RenderPlan, top: int, bottom: int
     return framed
 
 
-def draw(fields: Tensor, frame: Frame, plan: RenderPlan) -> np.ndarray:
+def draw(fields: Tensor, frame: Frame, look: Look) -> np.ndarray:
     """Draw splat fields [B, H, W, K, P] whole: uint8 [B, height, width, 3]; a pure function of its arguments."""
-    parts = list(bands(fields, frame, plan))
+    parts = list(bands(fields, frame, look))
     return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
-def begin_draw(fields: Tensor, frame: Frame, plan: RenderPlan) -> Callable[[], np.ndarray]:
+def begin_draw(fields: Tensor, frame: Frame, look: Look) -> Callable[[], np.ndarray]:
     """What `draw` gives, waited for by calling what is returned; begun now, if it is one band."""
     if _rows_at_once(fields, frame) >= frame.height:
-        return _begin(fields, frame, plan, 0, frame.height)
-    return partial(draw, fields, frame, plan)
+        return _begin(fields, frame, look, 0, frame.height)
+    return partial(draw, fields, frame, look)
 
 
 def fields_of(source: SplatDataset, indices: Indices, device: str, at_once: int) -> Iterator[tuple[list[int], Tensor]]:
@@ -124,10 +141,10 @@ def fields_of(source: SplatDataset, indices: Indices, device: str, at_once: int)
 
 def standing(source: SplatDataset, plan: RenderPlan, indices: Indices, device: str) -> Iterator[Picture]:
     """The chosen pictures, one frame each."""
-    frame = frame_of(plan, source.plan.columns / source.plan.rows)
+    frame, look = frame_of(plan, source.plan.columns / source.plan.rows), look_of(plan)
     at_once = max(1, PIXELS_AT_ONCE[device] // (frame.width * frame.height))
     chosen = fields_of(source, indices, device, at_once)
-    begun = ((numbers, begin_draw(fields, frame, plan)) for numbers, fields in chosen)
+    begun = ((numbers, begin_draw(fields, frame, look)) for numbers, fields in chosen)
     for numbers, ready in begun_early(begun, device):
         for index, pixels in zip(numbers, ready(), strict=True):
             yield Picture(facts_of(plan, index), [pixels])
@@ -135,18 +152,18 @@ def standing(source: SplatDataset, plan: RenderPlan, indices: Indices, device: s
 
 def zooming(source: SplatDataset, plan: RenderPlan, indices: Indices, device: str) -> Iterator[Picture]:
     """Each of the chosen pictures as a zoom along the plan's path."""
-    frame = frame_of(plan, source.plan.columns / source.plan.rows)
+    frame, look = frame_of(plan, source.plan.columns / source.plan.rows), look_of(plan)
     views = [frame.showing(region) for region in zoom(frame.region, parse_zoom(plan.path), plan.frames)]
     for numbers, field in fields_of(source, indices, device, 1):
-        yield _moving(plan, numbers[0], [draw(field, view, plan)[0] for view in views], path=plan.path)
+        yield _moving(plan, numbers[0], [draw(field, view, look)[0] for view in views], path=plan.path)
 
 
 def becoming(source: SplatDataset, plan: RenderPlan, indices: Indices, device: str) -> Iterator[Picture]:
     """Each of the chosen pictures as its rollout: the noise, then the splats that the network answered at each step."""
-    frame = frame_of(plan, source.plan.columns / source.plan.rows)
+    frame, look = frame_of(plan, source.plan.columns / source.plan.rows), look_of(plan)
     for rollout in rollout_file.read(source, indices):
         steps = rollout.fields.to(device).split(1)
-        frames = [_noise(rollout.noisy[:1], frame), *(draw(field, frame, plan)[0] for field in steps)]
+        frames = [_noise(rollout.noisy[:1], frame), *(draw(field, frame, look)[0] for field in steps)]
         yield _moving(plan, rollout.index, frames, times=json.dumps([0.0, *rollout.times]))
 
 

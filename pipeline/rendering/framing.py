@@ -70,18 +70,19 @@ def _shape(region: Region, aspect: float) -> float:
     return aspect * (x1 - x0) / (y1 - y0)
 
 
+def with_longer_side(pixels: int, region: Region, aspect: float) -> tuple[int, int]:
+    """Width and height of `region` at its own shape, the longer of `pixels`; the other may come out as 0."""
+    shape = _shape(region, aspect)
+    return (pixels, round(pixels / shape)) if shape >= 1.0 else (round(pixels * shape), pixels)
+
+
 def parse_size(text: str, region: Region = WHOLE, aspect: float = 1.0) -> tuple[int, int]:
     """Read `640x480`, or `512`, the longer side of a picture of `region`, as (width, height); UserError for others."""
     match = re.fullmatch(r"([0-9]{1,9})(?:x([0-9]{1,9}))?", text)
     if match is None:
         raise UserError(f"--size {text}: give pixels, like 1024, or WIDTHxHEIGHT, like 1920x1080")
-    first, shape = int(match[1]), _shape(region, aspect)
-    if match[2]:
-        width, height = first, int(match[2])
-    elif shape >= 1.0:
-        width, height = first, round(first / shape)
-    else:
-        width, height = round(first * shape), first
+    first = int(match[1])
+    width, height = (first, int(match[2])) if match[2] else with_longer_side(first, region, aspect)
     if min(width, height) < 1:
         raise UserError(f"--size {text} makes {width}x{height} pixels: both sides must be at least 1")
     return width, height
@@ -111,8 +112,16 @@ class Waypoint:
     factor: float
 
     def region(self, start: Region) -> Region:
-        """The part of `start`, of its shape, that is seen there: moved inwards where it would lie outside."""
+        """The part of `start`, of its shape, that is seen there: moved inwards where it would lie outside.
+
+        UserError where the centre itself is outside.
+        """
         x0, y0, x1, y1 = start
+        if not (x0 <= self.x <= x1 and y0 <= self.y <= y1):
+            raise UserError(
+                f"--zoom: {self.x:g},{self.y:g} is not inside the part of the picture that the film begins with,"
+                f" {x0:g},{y0:g},{x1:g},{y1:g}: give a place there, or another --region or --size"
+            )
         half_x, half_y = (x1 - x0) / self.factor / 2, (y1 - y0) / self.factor / 2
         x = min(max(self.x, x0 + half_x), x1 - half_x)
         y = min(max(self.y, y0 + half_y), y1 - half_y)

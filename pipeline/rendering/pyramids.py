@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models.errors import UserError
 from pipeline.datasets.plan import RenderPlan
-from pipeline.rendering.drawing import bands, facts_of, fields_of, frame_of
+from pipeline.rendering.drawing import bands, facts_of, fields_of, frame_of, look_of
 from pipeline.rendering.encoders import ENCODINGS, SOFTWARE, Facts, Picture, describe
 from pipeline.rendering.framing import Frame
 from pipeline.rendering.press import Press, Written
@@ -154,7 +154,7 @@ def _strips(field: Tensor, frame: Frame, press: Press) -> Iterator[np.ndarray]:
     """The picture as rows of tiles: uint8 [TILE or less, width, 3]."""
     held: list[np.ndarray] = []
     rows = 0
-    for band in bands(field, frame, press.plan):
+    for band in bands(field, frame, look_of(press.plan)):
         held.append(band[0])
         rows += len(band[0])
         while rows >= TILE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +16,14 @@ import pyarrow.parquet as pq
 from models.errors import UserError
 from pipeline.datasets.plan import file_name
 from pipeline.rendering import pyramids
+from pipeline.rendering.drawing import PIXELS_HELD
 from pipeline.rendering.encoders import ENCODINGS, Picture, describe, require
 from pipeline.rendering.press import Press, Written
 from pipeline.storage import image_column
 
 ROW_GROUP = 16
 ROW_GROUP_BYTES = 1 << 26
+COLUMN_TYPES = {int: pa.int64(), str: pa.string(), dict: image_column.PICTURE}
 WHOLE_PICTURES = ("png", "jpeg", "webp", "avif", "raw", "gif")
 
 
@@ -58,38 +61,34 @@ def write_webdataset(press: Press) -> Written:
     return Written(name, output.bytes, output.sha256)
 
 
-FACT_COLUMNS = {
-    "seed": pa.int64(),
-    "kernel": pa.string(),
-    "view": pa.string(),
-    "width": pa.int32(),
-    "height": pa.int32(),
-    "region": pa.string(),
-    "source": pa.string(),
-}
-
-
 def write_parquet(press: Press) -> Written:
     """One Parquet file a shard: `index`, `image`, which Hugging Face's `datasets` reads as a picture, and the facts."""
     name, extension = press.plan.data(press.shard), press.plan.extension
-    schema = image_column.schema({"index": pa.int64(), "image": image_column.PICTURE, **FACT_COLUMNS})
+
+    def row(picture: Picture, encoded: bytes) -> dict[str, Any]:
+        image = {"bytes": encoded, "path": file_name(picture.index, extension)}
+        return {"index": picture.index, "image": image, **picture.facts}
+
+    made = press.pictures(row)
+    first = next(made)
+    # The same are known of all pictures of a plan.
+    schema = image_column.schema({column: COLUMN_TYPES[type(value)] for column, value in first.items()})
     with (
         press.store.create(name) as output,
         pq.ParquetWriter(
             output.file,
             schema,
             compression="none",  # the pictures are compressed
-            use_dictionary=list(FACT_COLUMNS),
+            use_dictionary=[column for column in schema.names if column not in ("index", "image")],
             write_statistics=["index"],
             write_page_checksum=True,
         ) as writer,
     ):
         rows: list[dict[str, Any]] = []
         size = 0
-        for facts, encoded in press.pictures(lambda picture, encoded: (picture.facts, encoded)):
-            image = {"bytes": encoded, "path": file_name(int(facts["index"]), extension)}
-            rows.append({**facts, "image": image})
-            size += len(encoded)
+        for entry in itertools.chain([first], made):
+            rows.append(entry)
+            size += len(entry["image"]["bytes"])
             if len(rows) == ROW_GROUP or size > ROW_GROUP_BYTES:
                 writer.write_table(pa.Table.from_pylist(rows, schema))
                 rows, size = [], 0
@@ -106,7 +105,7 @@ class Format:
     encodings: tuple[str, ...]  # the first is the default
     contents: str  # of a shard, for the card
     data_files: str = ""  # where Hugging Face's tools find the data
-    most_pixels: int = 1 << 28  # whole pictures are held in memory, about three at once
+    most_pixels: int = PIXELS_HELD
     largest_side: int = 1 << 28
     pictures_per_shard: int = 4096
 
@@ -144,18 +143,19 @@ FORMATS = {
 
 
 def choose(
-    output: str | None, encoding: str | None, width: int, height: int, frames: int, *, moving: bool
+    output: str | None, encoding: str | None, width: int, height: int, frames: int, fps: float
 ) -> tuple[str, str]:
     """The names of format and encoding for pictures of so many frames, where they are not given.
 
-    UserError where they do not go together, cannot hold such pictures, or need what is not installed.
+    `fps`: frames a second, 0 for pictures that stand still. UserError where they do not go together, cannot hold such
+    pictures, or need what is not installed.
     """
-    pixels = width * height * frames
+    pixels, moving = width * height * frames, fps > 0
     if output is None and pixels > FORMATS["files"].most_pixels and not moving:
         output = "dzi" if encoding in FORMATS["dzi"].encodings else "tiff"
     output = output or "files"
     format = FORMATS[output]
-    fitting = [name for name in format.encodings if (ENCODINGS[name].moving if moving else ENCODINGS[name].still)]
+    fitting = [name for name in format.encodings if (ENCODINGS[name].fastest if moving else ENCODINGS[name].still)]
     if not fitting:
         raise UserError(f"--format {output} holds no animations: give files, webdataset or parquet")
     encoding = encoding or fitting[0]
@@ -165,9 +165,15 @@ def choose(
     require(encoding)
     if output == "tiff":
         pyramids.require_tiff()
+    if moving and fps > (fastest := ENCODINGS[encoding].fastest):
+        faster = [f"or --encoding {name}" for name in fitting if ENCODINGS[name].fastest >= fps]
+        remedy = " ".join(["give fewer", *faster])
+        raise UserError(f"--fps {fps:g}: {encoding} shows at most {fastest} frames a second; {remedy}")
     largest = format.largest_side if format.tiled else ENCODINGS[encoding].largest_side
     if max(width, height) > largest:
-        raise UserError(f"--size {width}x{height}: {encoding} takes sides of 1 to {largest:,} pixels")
+        what = f"tiled pictures (--format {output}) have" if format.tiled else f"{encoding} takes"
+        more = "" if format.tiled or moving else f"; with --format dzi up to {pyramids.LARGEST_SIDE:,}"
+        raise UserError(f"--size {width}x{height}: {what} sides of 1 to {largest:,} pixels{more}")
     if pixels > format.most_pixels:
         what = f"{frames} frames of this size are" if frames > 1 else "this is"
         remedy = "choose fewer or smaller ones" if frames > 1 else "use --format tiff or dzi"

@@ -21,7 +21,8 @@
   // Arrow keys move between tiles as the eye sees them.
   splatcats.moveFocus = (key) => {
     const tiles = [...document.querySelectorAll("#tiles a")];
-    const columns = tiles.findIndex((tile) => tile.offsetTop > tiles[0].offsetTop);
+    const inFirstRow = tiles.findIndex((tile) => tile.offsetTop > tiles[0].offsetTop);
+    const columns = inFirstRow < 0 ? tiles.length : inFirstRow;
     const now = tiles.indexOf(document.activeElement);
     const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
     tiles[now < 0 ? 0 : now + steps[key]]?.focus();

@@ -71,7 +71,9 @@
         this.outlines.take(field);
         for (const near of [this.neighbour(1), this.neighbour(-1)]) splatcats.load(this.catalogue, near).catch(() => {});
       } catch (error) {
+        if (cat !== this.state.cat) return;
         this.notice(error.message);
+        find("#stage").setAttribute("aria-busy", false); // nothing will be drawn
       }
     }
 

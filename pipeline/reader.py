@@ -15,17 +15,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, SupportsIndex, overload
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from models.errors import UserError
-from models.rasterize import VIEWS, WHOLE, Region, rasterize, to_uint8
+from models.errors import UserError, check_name
+from models.rasterize import VIEWS, WHOLE, Region, check_region
 from pipeline.datasets import records
 from pipeline.datasets.codec import Shape
 from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan import GenerationPlan
 from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.rendering import framing
+from pipeline.rendering.drawing import PIXELS_HELD, Look, draw
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,35 +55,37 @@ class Cat:
 
     def draw(
         self,
-        size: int | tuple[int, int] = SHOWN_PIXELS,
+        size: SupportsIndex | tuple[SupportsIndex, SupportsIndex] = SHOWN_PIXELS,
         *,
         view: str = "colour",
         kernel: str | None = None,
         neighbourhood: int | None = None,
         region: Region = WHOLE,
+        fit: str = "crop",
     ) -> Image.Image:
-        """Draw at `size` pixels a side, or (width, height), as `models.rasterize.rasterize` says. A pure function.
+        """Draw `region`, the longer side of `size` pixels, or at (width, height), as jobs.render does.
 
-        `kernel` and `neighbourhood` are those the splats were made for if not given. UserError for what cannot be.
+        Where (width, height) has another shape than the region, `fit` shows its middle ("crop"), all of it between
+        black bars ("letterbox"), or distorts it ("stretch"). `view`, `kernel` and `neighbourhood` are those of
+        `models.rasterize.rasterize`, the latter two as the splats were made for if not given. A pure function.
+        UserError for what cannot be, and for more than 268 megapixels.
         """
-        width, height = (size, size) if isinstance(size, int) else size
-        with torch.inference_mode():
-            picture = rasterize(
-                self.splats[None],
-                height,
-                width,
-                region=region,
-                view=view,
-                kernel=kernel or self.plan.kernel,
-                neighbourhood=neighbourhood or self.plan.neighbourhood,
-            )
-        return Image.fromarray(to_uint8(picture)[0].numpy())
+        check_region(region)
+        check_name("fit", fit, framing.FITS)
+        rows, columns, *_ = self.splats.shape
+        width, height = _sides(size, region, columns / rows)
+        frame = framing.fit(width, height, region, fit, columns / rows)
+        framing.check_finest(frame.region, frame, rows, columns)
+        look = Look(kernel or self.plan.kernel, neighbourhood or self.plan.neighbourhood, view)
+        return Image.fromarray(draw(self.splats[None], frame, look)[0])
 
     def show_views(self, size: int = SHOWN_PIXELS, views: Sequence[str] = VIEWS) -> Figure:
         """The picture and the looks inside it, side by side, as a matplotlib figure, which a notebook shows.
 
-        UserError where matplotlib is not installed.
+        UserError for no views, and where matplotlib is not installed.
         """
+        if not views:
+            raise UserError(f"show_views: give at least one of the views {', '.join(VIEWS)}")
         try:
             from matplotlib.figure import Figure
         except ImportError:
@@ -130,9 +135,9 @@ class Cats(Sequence[Cat]):
         if isinstance(place, slice):
             return Cats(self.dataset, self.indices[place])
         try:
-            number = operator.index(place)  # type: ignore[arg-type]
+            number = _number(place)  # type: ignore[arg-type]
         except TypeError:
-            return Cats(self.dataset, [self.indices[operator.index(p)] for p in place])  # type: ignore[union-attr]
+            return Cats(self.dataset, [self.indices[_number(p)] for p in place])  # type: ignore[union-attr]
         index = self.indices[number]
         return Cat(index, self.splats([index])[0], self.plan)
 
@@ -174,6 +179,32 @@ class Cats(Sequence[Cat]):
     def to_torch(self) -> SplatTensors:
         """A torch Dataset of the splats, for a DataLoader with any number of workers."""
         return SplatTensors(self)
+
+
+def _sides(size: object, region: Region, aspect: float) -> tuple[int, int]:
+    """Width and height in pixels of a `size` as `Cat.draw` takes it; UserError for others and for too many."""
+    try:
+        if isinstance(size, SupportsIndex):
+            width, height = framing.with_longer_side(operator.index(size), region, aspect)
+        else:
+            width, height = map(operator.index, size)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise UserError(f"size {size!r}: give whole pixels, like 1024, or (width, height), like (1920, 1080)") from None
+    if min(width, height) < 1:
+        raise UserError(f"size {size!r} makes {width}x{height} pixels: both sides must be at least 1")
+    if width * height > PIXELS_HELD:
+        raise UserError(
+            f"size {size!r} makes {width}x{height} pixels, more than the {PIXELS_HELD / 1e6:,.0f} megapixels that are"
+            f" held in memory at once: use python -m jobs.render --size {width}x{height}"
+        )
+    return width, height
+
+
+def _number(place: SupportsIndex) -> int:
+    """A place as an int; UserError for truth values, which would count as 0 and 1."""
+    if isinstance(place, bool) or getattr(place, "dtype", None) in (np.bool_, torch.bool):
+        raise UserError("cats are chosen by their places, not by truth values: give numbers, like [0, 2]")
+    return operator.index(place)
 
 
 class SplatTensors(torch.utils.data.Dataset[Tensor]):

@@ -64,14 +64,14 @@ def work(config: Mapping[str, Any]) -> None:
                 assert teacher is not None
                 teacher.denoiser.to(device)
                 source = teacher
-        with tempfile.TemporaryDirectory() as work:
+        with tempfile.TemporaryDirectory() as folder:
             train(
                 state,
                 settings.recipe,
                 settings.budget,
                 source,
                 outlet=Reporter(settings.recipe, store, board),
-                work=Path(work),
+                work=Path(folder),
                 heldout=heldout,
                 perceptual=perceptual,
                 rank=rank,

@@ -20,7 +20,7 @@ from models.rasterize import rasterize, to_uint8
 from models.sampler import SOLVERS
 from models.vgg import STAGES, Vgg16
 from pipeline.benchmark.baseline import EagerDenoiser, eager_draw
-from pipeline.benchmark.bench import BACKWARD_CALLS, FORWARD_CALLS, MATRIX_FLOPS, SPECIAL_FUNCTIONS, Bench, Row
+from pipeline.benchmark.bench import BACKWARD_CALLS, FORWARD_CALLS, MATRIX_FLOPS, ROLLOUT, SPECIAL_FUNCTIONS, Bench, Row
 from pipeline.execution.transfer import download
 from pipeline.training.batches import Pictures, make_batch
 from pipeline.training.recipe import Budget, Recipe
@@ -33,7 +33,6 @@ SIZES = {64: (4096, 8), 128: (1024, 2), 256: (256, 1), 512: (64, 1), 1024: (16, 
 BACKWARD_SIZES = (64, 128, 256, 1024)
 # Pixels of one call of the baseline: it holds a dozen tensors of 144 numbers a pixel.
 BASELINE_PIXELS = {"cuda": 1 << 20, "cpu": 1 << 16}
-CALLS = 16
 
 
 def draw(bench: Bench) -> None:
@@ -201,7 +200,7 @@ def network(bench: Bench) -> None:
 
 def rollout(bench: Bench) -> None:
     """Whole rollouts from noise on the device, each solver."""
-    batch, some, steps = (2048, 64, CALLS) if bench.cuda else (2, 2, 4)
+    (batch, steps), some = ROLLOUT[bench.device], 64 if bench.cuda else 2
     noise = sampler.noise(0, range(batch), 64, 64).to(bench.device)
     for solver in SOLVERS:
         bench.measure(

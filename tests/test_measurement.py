@@ -18,9 +18,9 @@ from jobs import cli, evaluate, generate
 from models.measures import border_ratio
 from models.rasterize import rasterize, to_uint8
 from pipeline.datasets.indices import Indices
-from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.datasets.splat_dataset import SplatDataset, to_table, write_table
 from pipeline.evaluation import report
-from pipeline.evaluation.closeups import LARGE
+from pipeline.evaluation.closeups import LARGE, consistency
 from pipeline.evaluation.measurement import Extent, Weighed, measure
 from pipeline.evaluation.page import render_page
 from pipeline.evaluation.pictures import Photographs, Source, load_photographs
@@ -33,10 +33,19 @@ ray.cloudpickle.register_pickle_by_value(test_fidelity)
 
 @pytest.fixture(scope="module")
 def splats(ray_cluster, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """70 pictures in two shards."""
+    """70 pictures in two shards, the first of them white all over."""
     out = tmp_path_factory.mktemp("source") / "splats"
     options = ["--out", str(out), "--weights", str(tiny_weights), "--count", str(COUNT), "--steps", "1"]
     assert cli.run(generate.Options, generate.main, [*options, "--shard-size", "40"]) == 0
+    dataset = SplatDataset(str(out))
+    shard = dataset.plan.shard(0)
+    fields = torch.cat([fields for _, fields in dataset.read(shard.indices)])
+    fields[0, ..., 2:8] = torch.tensor([0.25, 0.25, 0, 60, 60, 60])
+    with dataset.store.create(dataset.plan.data(shard)) as output:
+        write_table(to_table(dataset.plan, shard.indices, fields.numpy()), output.file)
+    record = out / "_stats" / f"{shard.name}.json"
+    size = (out / dataset.plan.data(shard)).stat().st_size
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"bytes": size}))
     return out
 
 
@@ -80,7 +89,10 @@ def test_what_is_weighed_is_what_the_splats_say(weighed: list[Weighed], splats: 
     assert drawn.closeups is not None
     large = rasterize(fields[:3], LARGE, LARGE).clamp(-1, 1)
     np.testing.assert_allclose(drawn.closeups.borders[LARGE], border_ratio(large), rtol=1e-4)
-    assert drawn.figures["borders"]["512"]["generated"]["pictures"] == 3
+    # One is white: nothing is to be measured on it.
+    assert drawn.figures["borders"]["512"]["generated"]["pictures"] == drawn.figures["consistency"]["pictures"] == 2
+    assert np.isinf(drawn.closeups.agreement).tolist() == [True, False, False]
+    assert consistency(drawn.closeups.agreement[:1]) is None
     assert drawn.figures["patches"]["patches"] == 56
     assert drawn.figures["patches"]["networks"]["blocks"]["floor"] > 0
     # Nothing can be drawn larger of what are pictures already.

@@ -16,7 +16,7 @@ from models.features import FeatureNetwork
 from pipeline.datasets.indices import Indices
 from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.evaluation import closeups, fidelity
-from pipeline.evaluation.closeups import LARGE, Closeups, borders, spread
+from pipeline.evaluation.closeups import LARGE, Closeups, borders, consistency, spread
 from pipeline.evaluation.fidelity import BATCH, SIDE, Comparison, Seen
 from pipeline.evaluation.patches import weigh_patches
 from pipeline.evaluation.pictures import Chunk, Photographs, Source
@@ -62,7 +62,7 @@ def measure(
 
     Figures of a set: `pictures`, `count`, `networks` (see `fidelity.compare`), `borders` by size as {"generated",
     "photographs"}, `consistency`, and `patches` by network (see `patches.compare_patches`); None for what pictures
-    that are no splats, or photographs that are not large, do not allow.
+    that are no splats or that are flat, or photographs that are not large, do not allow.
 
     Uses the Ray cluster this process is connected to, or connects for the while. Raises UserError for too few pictures
     of either kind, before any work, and as `Pool.map` does.
@@ -84,16 +84,9 @@ def measure(
             "count": count,
             "networks": {name: comparison.figures for name, comparison in one.comparisons.items()},
             "borders": _borders(one, of_photographs),
-            "consistency": None,
+            "consistency": consistency(one.closeups.agreement) if one.closeups else None,
             "patches": patches,
         }
-        if one.closeups is not None:
-            agreement = one.closeups.agreement
-            one.figures["consistency"] = {
-                "mean": float(agreement.mean()),
-                "worst": float(agreement.min()),
-                "pictures": len(agreement),
-            }
     return weighed
 
 

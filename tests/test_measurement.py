@@ -142,6 +142,20 @@ def test_the_page_needs_nothing_else_and_escapes_names(weighed: list[Weighed], p
         assert f"{value:.2f}" in table
 
 
+def test_sets_of_different_weights_are_different_curves(weighed: list[Weighed], photographs: Photographs) -> None:
+    drawn = weighed[0]
+    figures = report.to_json([drawn] * 3, photographs, [], [])
+    first, second, third = figures["sets"]
+    second["plan"] |= {"steps": 2}
+    same = render_page(figures, [drawn] * 3, photographs, [])
+    assert same.count("<polyline") == 1
+    third["plan"] |= {"model": "beef" * 16}
+    different = render_page(figures, [drawn] * 3, photographs, [])
+    assert different.count("<polyline") == 2
+    for name in (f"deis, early, model {first['plan']['model'][:8]}<", "deis, early, model beefbeef<"):
+        assert name in different
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

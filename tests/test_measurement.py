@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -159,8 +160,16 @@ def test_sets_of_different_weights_are_different_curves(weighed: list[Weighed], 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--splats", "SPLATS"], "70 pictures are too few for a covariance of 1,280 features"),
-        (["--pictures", "PHOTOS"], "80 pictures are too few for a covariance of 1,280 features"),
+        (
+            ["--splats", "SPLATS"],
+            "70 pictures of SPLATS are too few for a covariance of 1,280 features: at least 1,281",
+        ),
+        (["--pictures", "PHOTOS"], "160 pictures of PHOTOS are too few for a covariance"),
+        (
+            ["--splats", "MANY"],
+            "160 photographs of PHOTOS are too few for a covariance of 1,280 features: at least 2,562",
+        ),
+        (["--splats", "MANY", "--photos", "PREPARED"], "10 photographs of PREPARED are too few"),
         (["--splats", "SPLATS", "--count", "71"], "has 70 pictures, not 71"),
         (["--splats", "SPLATS", "--lpips", "none.safetensors"], "no VGG16 weights at none.safetensors"),
         (["--splats", "SPLATS", "--inception", "none.safetensors"], "no Inception weights at none.safetensors"),
@@ -175,20 +184,27 @@ def test_sets_of_different_weights_are_different_curves(weighed: list[Weighed], 
 def test_what_cannot_be_weighed_is_told_in_one_line(
     splats: Path,
     many_photographs: Path,
+    prepared_cats: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     changes: list[str],
     message: str,
 ) -> None:
-    given = [text.replace("PHOTOS", str(many_photographs)).replace("SPLATS", str(splats)) for text in changes]
+    plan = json.loads((splats / "plan.json").read_text()) | {"count": 2000}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    places = {"PHOTOS": many_photographs, "SPLATS": splats, "PREPARED": prepared_cats, "MANY": tmp_path}
+    *given, message = (
+        re.sub("|".join(places), lambda name: str(places[name[0]]), text) for text in (*changes, message)
+    )
     for name, value in (("--photos", str(many_photographs)), ("--out", str(tmp_path / "report"))):
         if name not in given:
             given += [name, value]
     assert cli.run(evaluate.Options, evaluate.main, given) == 1
-    told = capsys.readouterr().err
+    said, told = capsys.readouterr()
     assert told.startswith("error: ")
     assert told.count("\n") == 1
     assert message in told
+    assert not said  # no photograph was looked at
     assert not (tmp_path / "report" / "report.json").exists()
 
 

@@ -69,7 +69,9 @@ def measure(
     """
     num_real = len(photographs.training) + len(photographs.heldout)
     fidelity.check_pictures(photographs.training[:0], photographs.training, photographs.heldout)
-    counts = [fidelity.num_compared(source.count, num_real, networks) for source in sources]
+    for source in sources:
+        fidelity.check_enough(f"pictures of {source.url}", source.count, networks)
+    fidelity.check_enough("photographs", num_real, networks, sets=2)
     with connect() as cluster:
         pool = Pool.on(cluster, workers=workers, device=device, stall_seconds=stall_seconds)
         weighed = _look_and_compare(sources, photographs, networks, pool, extent.batch)
@@ -78,10 +80,10 @@ def measure(
             sources, photographs.large[LARGE], networks, pool, wanted=extent.patches, batch=extent.batch
         )
     of_photographs = _photograph_borders(photographs)
-    for one, count, patches in zip(weighed, counts, of_patches, strict=True):
+    for one, patches in zip(weighed, of_patches, strict=True):
         one.figures |= {
             "pictures": one.source.count,
-            "count": count,
+            "count": fidelity.num_compared(one.source.count, num_real),
             "networks": {name: comparison.figures for name, comparison in one.comparisons.items()},
             "borders": _borders(one, of_photographs),
             "consistency": consistency(one.closeups.agreement) if one.closeups else None,

@@ -24,11 +24,17 @@ Options = TypeVar("Options")
 REMOTE = ("aiobotocore", "aiohttp", "botocore", "gcsfs", "google")
 
 
-def run(options_type: type[Options], main: Callable[[Options], None], arguments: list[str] | None = None) -> int:
+def run(
+    options_type: type[Options],
+    main: Callable[[Options], None],
+    arguments: list[str] | None = None,
+    *,
+    continues: bool = False,
+) -> int:
     """Parse `arguments` (default: the command line) into `options_type`, call `main`, return the exit code.
 
     What the user can get wrong ends as one line on stderr and code 1; a bug of ours keeps its traceback. A signal ends
-    the process at once, if its own command line was parsed.
+    the process at once, if its own command line was parsed; of a `main` that `continues` what it began, this is said.
     `SPLATCATS_TRACEBACK=1` shows the traceback of user errors too.
     """
     stopped = threading.Event()
@@ -47,7 +53,8 @@ def run(options_type: type[Options], main: Callable[[Options], None], arguments:
         return 1
     except KeyboardInterrupt:
         name, code = ("SIGTERM", 143) if stopped.is_set() else ("Ctrl-C", 130)
-        print(f"stopped by {name}; the same command continues from here", file=sys.stderr)
+        told = "; the same command continues from here" if continues else ""
+        print(f"stopped by {name}{told}", file=sys.stderr)
         if arguments is None:  # of this process: all is put away, and Python's own end takes seconds on a busy machine
             sys.stdout.flush()
             sys.stderr.flush()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated
@@ -18,15 +19,17 @@ import tyro
 
 from jobs.cli import check_numbers, run
 from models.errors import UserError, check_name
+from models.features import FeatureNetwork
 from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.evaluation import report
 from pipeline.evaluation.closeups import HUGE, LARGE
-from pipeline.evaluation.fidelity import BATCH, SEED, SIDE, load_networks
+from pipeline.evaluation.fidelity import BATCH, SEED, SIDE, check_enough, load_networks
 from pipeline.evaluation.measurement import Extent, measure
 from pipeline.evaluation.page import render_page
 from pipeline.evaluation.patches import num_pictures
-from pipeline.evaluation.pictures import Source, load_photographs, load_pictures
+from pipeline.evaluation.pictures import Source, count_photographs, load_photographs, load_pictures
 from pipeline.execution.cluster import DEVICES, connect
+from pipeline.photographs.sources import survey
 from pipeline.storage.store import Store
 
 JSON_FILE, PAGE_FILE, REQUEST_FILE = "report.json", "report.html", "request.json"
@@ -87,6 +90,18 @@ class Options:
         check_numbers(self, "stall_minutes")
 
 
+def check_counts(options: Options, networks: Mapping[str, FeatureNetwork]) -> None:
+    """UserError for a set that has fewer pictures than --count, or than the networks need; nothing is decoded yet."""
+    generated = [(url, SplatDataset(url).plan.count) for url in options.splats]
+    generated += [(url, survey(url).num_records) for url in options.pictures]
+    photographs = count_photographs(options.photos)
+    for url, number in generated:
+        if options.count is not None and options.count > number:
+            raise UserError(f"{url} has {number:,} pictures, not {options.count:,}")
+        check_enough(f"pictures of {url}", options.count or number, networks)
+    check_enough(f"photographs of {' '.join(options.photos)}", photographs, networks, sets=2)
+
+
 def open_sources(options: Options) -> list[Source]:
     """The sets to weigh, labelled by solver, schedule and network calls, or by name; UserError for one that lacks."""
     sources = []
@@ -95,8 +110,6 @@ def open_sources(options: Options) -> list[Source]:
         plan = dataset.plan
         count = options.count or plan.count
         dataset.require(plan.pictures.between(0, count))
-        if count > plan.count:
-            raise UserError(f"{url} has {plan.count:,} pictures, not {count:,}")
         calls = "1 call" if plan.steps == 1 else f"{plan.steps} calls"
         sources.append(Source(f"{plan.solver}, {plan.schedule}, {calls}", dataset.store.url, count, dataset))
     for url in options.pictures:
@@ -137,6 +150,7 @@ def main(options: Options) -> None:
     # A place that cannot be written shows now, not after the work.
     store.write(REQUEST_FILE, (json.dumps(vars(options), indent=2) + "\n").encode())
     networks = load_networks(options.lpips, options.inception)
+    check_counts(options, networks)
     sources = open_sources(options)
     extent = Extent(options.closeups, options.patches, options.batch)
     large = {LARGE: max(2 * options.patches, options.closeups), HUGE: options.closeups}

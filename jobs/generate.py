@@ -204,4 +204,4 @@ def describe(plan: GenerationPlan) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(Options, main))
+    sys.exit(run(Options, main, continues=True))

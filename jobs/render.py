@@ -226,4 +226,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(Options, main))
+    sys.exit(run(Options, main, continues=True))

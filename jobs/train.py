@@ -186,4 +186,4 @@ def absolute(url: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(Options, main))
+    sys.exit(run(Options, main, continues=True))

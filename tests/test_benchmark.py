@@ -1,17 +1,21 @@
 """The benchmark on a CPU: what it compares with draws the same pictures; a run leaves a table and figures."""
 
+import dataclasses
 import json
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from jobs import benchmark, cli
+from models import checkpoint, sampler
+from models.losses import picture_loss
 from models.rasterize import rasterize
 from models.splats import random_field
-from pipeline.benchmark import press
+from pipeline.benchmark import bench, cases, press, storage
 from pipeline.benchmark.baseline import eager_draw
 
 
@@ -39,6 +43,43 @@ def test_a_run_measures_what_it_was_asked_for(tmp_path, capsys, monkeypatch):
     assert all(row["rate"] > 0 and row["baseline"] > 0 and row["repeats"] >= 1 for row in report["rows"])
     table = capsys.readouterr().out
     assert table.count("| draw 64 px x 1 | ") == 2  # once as it was measured, once in the table
+
+
+def test_training_with_lpips_looks_at_every_picture_and_at_48_of_512_in_detail():
+    seen = []
+    model = SimpleNamespace(
+        size=(8, 8), draw=lambda field, height, width, *_: torch.zeros(len(field), 3, height, width)
+    )
+    objective, clean = cases.OBJECTIVE, torch.zeros(512, 3, 8, 8)
+    picture_loss(
+        torch.zeros(512, 1, 1, 1, 9),
+        model,
+        clean,
+        torch.full((512,), 0.5),
+        gated=objective.gated,
+        objective=objective,
+        detailed=torch.zeros(192, 3, 16, 16),
+        lpips=lambda drawn, _: seen.append(drawn.shape[::2]) or drawn.mean(dim=(1, 2, 3)),
+    )
+    assert seen == [(512, 8), (48, 16)]
+
+
+def test_storing_is_measured_beside_rollouts_of_as_many_pictures_at_once(tiny_weights, monkeypatch):
+    monkeypatch.setattr(checkpoint, "PRETRAINED", tiny_weights)
+    monkeypatch.setitem(bench.ROLLOUT, "cpu", (2, 1))
+    monkeypatch.setattr(cases, "SOLVERS", ("deis",))
+    batches = []
+    sample = sampler.sample
+    monkeypatch.setattr(sampler, "sample", lambda *given, **how: batches.append(len(given[1])) or sample(*given, **how))
+    measured = bench.Bench("cpu", baselines=False)
+    cases.rollout(measured)
+    measured.rows = [dataclasses.replace(measured.rows[0], baseline=1.0, repeats=2)]
+    storage.generate(measured)
+    assert set(batches) == {2}
+    rollout, stored = measured.rows
+    assert stored.note == f"{stored.rate / rollout.rate:.0%} of the bare rollout"
+    assert stored.baseline is None  # that of the rollout stores nothing
+    assert ["±" in bench.line(row) for row in (rollout, stored)] == [True, False]  # one repeat has no spread
 
 
 def test_the_press_is_measured_beside_its_encoders(capsys, monkeypatch):

@@ -76,8 +76,10 @@ def test_copied_photographs_are_found_mirrored_ones_too_and_the_figures_repeat(
 
 def test_sets_that_cannot_be_compared_are_refused(training: np.ndarray, heldout: np.ndarray) -> None:
     networks = {"blocks": BlockMeans()}
-    with pytest.raises(UserError, match=r"48 pictures are too few for a covariance of 48 features"):
+    with pytest.raises(UserError, match=r"97 photographs are too few for a covariance of 48 features: at least 98"):
         evaluate(training, training[:90], heldout[:7], networks=networks)
+    with pytest.raises(UserError, match=r"48 generated pictures are too few for .* 48 features: at least 49 are"):
+        evaluate(training[:48], training, heldout, networks=networks)
     with pytest.raises(UserError, match=r"generated pictures are uint8 \(500, 32, 32, 3\)"):
         evaluate(scenes(1, 500)[:, :32, :32], training, heldout, networks=networks)
     with pytest.raises(UserError, match=r"photographs of both kinds are needed"):

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import os
+import runpy
 import shutil
 import signal
 import socket
@@ -26,6 +27,7 @@ from jobs import cli
 
 ROOT = Path(__file__).parents[1]
 RUNTIME_ENV = "cluster/runtime_env.yaml"  # what the README tells users to give
+CONTINUE = {"demo", "generate", "render", "train"}  # what they have when they are stopped
 COMMANDS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if "__main__" in path.read_text())
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -43,6 +45,23 @@ def test_help_shows_an_example_and_every_option(name: str, capsys: pytest.Captur
     assert all(example.count("python -m") == 1 for example in examples)
     for field in dataclasses.fields(job.Options):
         assert f"--{field.name.replace('_', '-')}" in shown or f"] {field.name.upper()}" in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_is_stopped_says_whether_it_continues(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parse", stop)
+    monkeypatch.setattr(os, "_exit", sys.exit)
+    monkeypatch.delitem(sys.modules, f"jobs.{name}", raising=False)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(f"jobs.{name}", run_name="__main__")
+    assert ended.value.code == 130
+    told = "; the same command continues from here" if name in CONTINUE else ""
+    assert capsys.readouterr().err == f"stopped by Ctrl-C{told}\n"
 
 
 def free_ports(count: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,9 +19,9 @@ from jobs import cli, evaluate, generate
 from models.measures import border_ratio
 from models.rasterize import rasterize, to_uint8
 from pipeline.datasets.indices import Indices
-from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.datasets.splat_dataset import SplatDataset, to_table, write_table
 from pipeline.evaluation import report
-from pipeline.evaluation.closeups import LARGE
+from pipeline.evaluation.closeups import LARGE, consistency
 from pipeline.evaluation.measurement import Extent, Weighed, measure
 from pipeline.evaluation.page import render_page
 from pipeline.evaluation.pictures import Photographs, Source, load_photographs
@@ -33,10 +34,19 @@ ray.cloudpickle.register_pickle_by_value(test_fidelity)
 
 @pytest.fixture(scope="module")
 def splats(ray_cluster, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """70 pictures in two shards."""
+    """70 pictures in two shards, the first of them white all over."""
     out = tmp_path_factory.mktemp("source") / "splats"
     options = ["--out", str(out), "--weights", str(tiny_weights), "--count", str(COUNT), "--steps", "1"]
     assert cli.run(generate.Options, generate.main, [*options, "--shard-size", "40"]) == 0
+    dataset = SplatDataset(str(out))
+    shard = dataset.plan.shard(0)
+    fields = torch.cat([fields for _, fields in dataset.read(shard.indices)])
+    fields[0, ..., 2:8] = torch.tensor([0.25, 0.25, 0, 60, 60, 60])
+    with dataset.store.create(dataset.plan.data(shard)) as output:
+        write_table(to_table(dataset.plan, shard.indices, fields.numpy()), output.file)
+    record = out / "_stats" / f"{shard.name}.json"
+    size = (out / dataset.plan.data(shard)).stat().st_size
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"bytes": size}))
     return out
 
 
@@ -80,7 +90,10 @@ def test_what_is_weighed_is_what_the_splats_say(weighed: list[Weighed], splats: 
     assert drawn.closeups is not None
     large = rasterize(fields[:3], LARGE, LARGE).clamp(-1, 1)
     np.testing.assert_allclose(drawn.closeups.borders[LARGE], border_ratio(large), rtol=1e-4)
-    assert drawn.figures["borders"]["512"]["generated"]["pictures"] == 3
+    # One is white: nothing is to be measured on it.
+    assert drawn.figures["borders"]["512"]["generated"]["pictures"] == drawn.figures["consistency"]["pictures"] == 2
+    assert np.isinf(drawn.closeups.agreement).tolist() == [True, False, False]
+    assert consistency(drawn.closeups.agreement[:1]) is None
     assert drawn.figures["patches"]["patches"] == 56
     assert drawn.figures["patches"]["networks"]["blocks"]["floor"] > 0
     # Nothing can be drawn larger of what are pictures already.
@@ -130,11 +143,33 @@ def test_the_page_needs_nothing_else_and_escapes_names(weighed: list[Weighed], p
         assert f"{value:.2f}" in table
 
 
+def test_sets_of_different_weights_are_different_curves(weighed: list[Weighed], photographs: Photographs) -> None:
+    drawn = weighed[0]
+    figures = report.to_json([drawn] * 3, photographs, [], [])
+    first, second, third = figures["sets"]
+    second["plan"] |= {"steps": 2}
+    same = render_page(figures, [drawn] * 3, photographs, [])
+    assert same.count("<polyline") == 1
+    third["plan"] |= {"model": "beef" * 16}
+    different = render_page(figures, [drawn] * 3, photographs, [])
+    assert different.count("<polyline") == 2
+    for name in (f"deis, early, model {first['plan']['model'][:8]}<", "deis, early, model beefbeef<"):
+        assert name in different
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--splats", "SPLATS"], "70 pictures are too few for a covariance of 1,280 features"),
-        (["--pictures", "PHOTOS"], "80 pictures are too few for a covariance of 1,280 features"),
+        (
+            ["--splats", "SPLATS"],
+            "70 pictures of SPLATS are too few for a covariance of 1,280 features: at least 1,281",
+        ),
+        (["--pictures", "PHOTOS"], "160 pictures of PHOTOS are too few for a covariance"),
+        (
+            ["--splats", "MANY"],
+            "160 photographs of PHOTOS are too few for a covariance of 1,280 features: at least 2,562",
+        ),
+        (["--splats", "MANY", "--photos", "PREPARED"], "10 photographs of PREPARED are too few"),
         (["--splats", "SPLATS", "--count", "71"], "has 70 pictures, not 71"),
         (["--splats", "SPLATS", "--lpips", "none.safetensors"], "no VGG16 weights at none.safetensors"),
         (["--splats", "SPLATS", "--inception", "none.safetensors"], "no Inception weights at none.safetensors"),
@@ -149,20 +184,27 @@ def test_the_page_needs_nothing_else_and_escapes_names(weighed: list[Weighed], p
 def test_what_cannot_be_weighed_is_told_in_one_line(
     splats: Path,
     many_photographs: Path,
+    prepared_cats: str,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     changes: list[str],
     message: str,
 ) -> None:
-    given = [text.replace("PHOTOS", str(many_photographs)).replace("SPLATS", str(splats)) for text in changes]
+    plan = json.loads((splats / "plan.json").read_text()) | {"count": 2000}
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    places = {"PHOTOS": many_photographs, "SPLATS": splats, "PREPARED": prepared_cats, "MANY": tmp_path}
+    *given, message = (
+        re.sub("|".join(places), lambda name: str(places[name[0]]), text) for text in (*changes, message)
+    )
     for name, value in (("--photos", str(many_photographs)), ("--out", str(tmp_path / "report"))):
         if name not in given:
             given += [name, value]
     assert cli.run(evaluate.Options, evaluate.main, given) == 1
-    told = capsys.readouterr().err
+    said, told = capsys.readouterr()
     assert told.startswith("error: ")
     assert told.count("\n") == 1
     assert message in told
+    assert not said  # no photograph was looked at
     assert not (tmp_path / "report" / "report.json").exists()
 
 

@@ -28,3 +28,5 @@ def test_the_gain_is_what_drawing_saves_of_the_distance() -> None:
     assert [figures[name] for name in ("drawn", "lanczos", "bicubic")] == pytest.approx([8, 32, 72], rel=1e-5)
     assert figures["gain"] == pytest.approx(0.75, rel=1e-5)
     assert figures["floor"] < 0.2
+    flat = torch.zeros(2000, 8)
+    assert compare_patches({"drawn": flat[:1000], "lanczos": flat[:1000]}, flat)["gain"] is None

@@ -218,8 +218,10 @@ def test_without_a_usable_photograph_all_reasons_are_kept_and_no_set(
     bad.mkdir()
     for name in ("a.jpg", "b.jpg"):
         (bad / name).write_bytes(b"")
-    said = fails(capsys, "--photos", bad, "--out", out)
-    assert f"none of the 2 photographs can be used (why: {out}/unreadable.txt); first {bad}/a.jpg: empty file" in said
+    assert run(job.Options, job.main, ["--photos", str(bad), "--out", str(out)]) == 1
+    said = capsys.readouterr()
+    assert said.err == f"error: none of the 2 photographs can be used; the first: {bad}/a.jpg: empty file\n"
+    assert f"all in {out}/unreadable.txt" in said.out
     assert [path.name for path in out.iterdir()] == [prepared.UNREADABLE]
     assert (out / prepared.UNREADABLE).read_text().count(": empty file\n") == 2
     (bad / "b.jpg").write_bytes(FILES[0].read_bytes())

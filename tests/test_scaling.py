@@ -8,7 +8,7 @@ import pytest
 from jobs import benchmark, cli
 from models.denoiser import DenoiserConfig
 from pipeline.benchmark import scaling
-from pipeline.benchmark.scaling_cases import Extent, steady_rate
+from pipeline.benchmark.scaling_cases import CPU, GPU, Bench, Extent, steady_rate
 from pipeline.datasets.records import Record
 
 MODEL = DenoiserConfig(splats_per_patch=4, width=16, blocks=1, heads=2)
@@ -47,8 +47,8 @@ def check(rows: list[dict], work: str, pictures: int) -> None:
 @pytest.mark.timeout(200)
 def test_generation_and_rendering_are_measured_on_one_and_two_cpus(ray_cluster, tiny, tmp_path, capsys):
     rows = measured(tmp_path, "generate", "render")
-    check(rows, "generate", 8)
-    check(rows, "render", 4)
+    check(rows, "generate", 16)
+    check(rows, "render", 8)
     assert all(row["note"].endswith(" bounds") for row in rows if row["work"] == "render")
     table = capsys.readouterr().out.split(scaling.HEADER)[1].strip().splitlines()
     assert [line.split(" | ")[0] for line in table] == ["| generate"] * 3 + ["| render"] * 3
@@ -69,6 +69,20 @@ def test_the_rate_leaves_out_warming_up_and_counts_parts_of_shards():
     ]
     # From 11 to 15: half of a shard, and three.
     assert steady_rate(iter(records), 2) == pytest.approx((2 + 12) / 4)
+
+
+@pytest.mark.parametrize(("extent", "cuda", "largest"), [(GPU, True, 8), (GPU, True, 64), (CPU, False, 16)])
+def test_the_work_of_one_unit_lasts_until_the_most_units_are_all_at_work(tmp_path, extent, cuda, largest):
+    bench = Bench(extent, tmp_path, largest, cuda)
+    for pictures, size, in_hand in (
+        (bench.generated, extent.generated_shard, bench.generating(largest)),
+        (bench.drawn, extent.drawn_shard, bench.drawing(largest)),
+    ):
+        records = [
+            Record(n, "", rows=size, first=0, last=0, bytes=0, sha256="", seconds=1.0, finished=n / in_hand)
+            for n in range(pictures // size)
+        ]
+        assert steady_rate(iter(records), in_hand) == pytest.approx(in_hand * size, rel=0.2)
 
 
 def test_powers_of_two_and_the_largest_are_measured():

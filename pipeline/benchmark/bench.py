@@ -29,6 +29,9 @@ SPECIAL_FUNCTIONS = 132 * 16 * 1.755e9
 MATRIX_FLOPS = 798e12
 FORWARD_CALLS, BACKWARD_CALLS = 3, 4
 
+# Pictures at once and network calls of whole rollouts, whether they are stored or not.
+ROLLOUT = {"cuda": (2048, 16), "cpu": (4, 4)}
+
 
 @dataclass(frozen=True)
 class Row:
@@ -160,7 +163,8 @@ def _resident(status: Path, key: str) -> float | None:
 
 def line(row: Row) -> str:
     """A row of the table, Markdown."""
-    cells = [row.name, f"{_short(row.rate)} {row.unit}/s", f"{row.seconds * 1e3:,.2f} ms ±{row.spread / 2:.0%}"]
+    spread = f" ±{row.spread / 2:.0%}" if row.repeats > 1 else ""
+    cells = [row.name, f"{_short(row.rate)} {row.unit}/s", f"{row.seconds * 1e3:,.2f} ms{spread}"]
     cells.append("" if row.peak_mib is None else f"{row.peak_mib:,.0f} MiB")
     cells.append("" if row.baseline is None else f"{_short(row.baseline)} ({row.rate / row.baseline:,.1f}x)")
     cells.append("" if row.limit is None else f"{row.rate / row.limit:.0%} of {_short(row.limit)}")

@@ -5,6 +5,7 @@ A unit is one GPU with its part of the CPUs, or one CPU.
 
 from __future__ import annotations
 
+import functools
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -34,10 +35,14 @@ from pipeline.training import distributed
 from pipeline.training.recipe import Budget, Recipe
 from pipeline.training.recipe import Run as TrainingRun
 
+# How often all workers together end what they have in hand: in the first round they warm up, in the last they run out
+# of work one by one.
+ROUNDS = 4
+
 
 @dataclass(frozen=True)
 class Extent:
-    """The work of one unit."""
+    """The work of one unit, at least; see `enough`."""
 
     weights: Path
     calls: int  # network calls a generated picture
@@ -56,7 +61,7 @@ class Extent:
     detail: int = 256
 
 
-GPU = Extent(checkpoint.PRETRAINED, 16, 51_200, 1024, 256, 8192, 128, 512, 512, 200, 20, 1024)
+GPU = Extent(checkpoint.PRETRAINED, 16, 51_200, 1024, 512, 8192, 128, 512, 512, 200, 20, 1024)
 CPU = Extent(
     checkpoint.PRETRAINED, 2, 16, 2, 2, 8, 1, 256, 8, 6, 1, 64, DenoiserConfig(blocks=2), lpips=False, detail=0
 )
@@ -91,41 +96,60 @@ class Bench:
         """Processes that fill the units, each with `share` of a GPU, or a CPU."""
         return units * round(1 / share) if self.cuda else units
 
+    def generating(self, units: int) -> int:
+        """Shards that generation on some units has in hand."""
+        return self.workers(units, 1.0) * sampling.HANDS["cuda" if self.cuda else "cpu"]
+
+    def drawing(self, units: int) -> int:
+        """Shards that rendering on some units has in hand."""
+        return self.workers(units, renderer.GPUS_PER_WORKER)
+
+    @property
+    def generated(self) -> int:
+        """Pictures that a unit generates."""
+        return enough(self.extent.generated, self.extent.generated_shard, self.generating(self.largest))
+
+    @property
+    def drawn(self) -> int:
+        """Pictures that a unit draws."""
+        return enough(self.extent.drawn, self.extent.drawn_shard, self.drawing(self.largest))
+
     def new_folder(self) -> str:
         """A place for the next run."""
         self.runs += 1
         return str(self.folder / f"run-{self.runs}")
 
+    @functools.cached_property
     def splats(self) -> SplatDataset:
-        """Cats enough for the largest rendering; made at the first call."""
+        """Cats enough for the largest rendering."""
         out = str(self.folder / "splats")
         weights = self.extent.weights.read_bytes()
-        count = self.extent.drawn * self.largest
+        count = self.drawn * self.largest
         plan = bulk_plan(weights, count=count, size=max(1, count // 64), batch=self.extent.batch, steps=4)
         generator.generate(plan, weights, Store(out), device=self.device)
         return SplatDataset(out)
 
+    @functools.cached_property
     def photographs(self) -> str:
-        """A prepared set of coloured clouds, three in eight of them large; made at the first call."""
-        out = self.folder / "prepared"
-        if not out.exists():
-            chance = np.random.default_rng(0)
-            source = self.folder / "photographs"
-            source.mkdir()
-            for number in range(self.extent.photographs):
-                cloud = Image.fromarray(chance.integers(0, 256, (16, 16, 3), dtype=np.uint8))
-                side = 256 if number % 8 < 3 else 64
-                cloud.resize((side, side), Image.Resampling.BICUBIC).save(source / f"{number:05d}.png")
-            prepare([str(source)], str(out))
-        return str(out)
+        """A prepared set of coloured clouds, three in eight of them large."""
+        out = str(self.folder / "prepared")
+        chance = np.random.default_rng(0)
+        source = self.folder / "photographs"
+        source.mkdir()
+        for number in range(self.extent.photographs):
+            cloud = Image.fromarray(chance.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+            side = 256 if number % 8 < 3 else 64
+            cloud.resize((side, side), Image.Resampling.BICUBIC).save(source / f"{number:05d}.png")
+        prepare([str(source)], out)
+        return out
 
+    @functools.cached_property
     def lpips(self) -> str | None:
         """A file of LPIPS with random weights, which are as slow as trained ones."""
         if not self.extent.lpips:
             return None
         path = self.folder / "lpips.safetensors"
-        if not path.exists():
-            save_file(random_weights(torch.Generator().manual_seed(0)), path)
+        save_file(random_weights(torch.Generator().manual_seed(0)), path)
         return str(path)
 
 
@@ -133,20 +157,18 @@ def generate(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
     """As jobs.generate; the rate is that of shards written."""
     extent = bench.extent
     weights, store = extent.weights.read_bytes(), Store(bench.new_folder())
-    count = extent.generated * times
+    count = bench.generated * times
     plan = bulk_plan(weights, count=count, size=extent.generated_shard, batch=extent.batch, steps=extent.calls)
-    workers = bench.workers(units, 1.0)
     begun = time.monotonic()
-    generator.generate(plan, weights, store, workers=workers, device=bench.device)
-    in_hand = workers * sampling.HANDS["cuda" if bench.cuda else "cpu"]
-    return Run(count, steady_rate(committed(store), in_hand), time.monotonic() - begun)
+    generator.generate(plan, weights, store, workers=bench.workers(units, 1.0), device=bench.device)
+    return Run(count, steady_rate(committed(store), bench.generating(units)), time.monotonic() - begun)
 
 
 def render(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
     """As jobs.render, to JPEG in Parquet."""
-    source = bench.splats()
+    source = bench.splats
     extent, store = bench.extent, Store(bench.new_folder())
-    count = extent.drawn * times
+    count = bench.drawn * times
     plan = RenderPlan(
         source=source.plan.fingerprint(),
         seed=source.plan.seed,
@@ -162,7 +184,7 @@ def render(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
         quality=90,
         threads=1,
     )
-    workers = bench.workers(units, renderer.GPUS_PER_WORKER)
+    workers = bench.drawing(units)
     begun = time.monotonic()
     summary = renderer.render(source, plan, store, workers=workers, device=bench.device)
     seconds = time.monotonic() - begun
@@ -171,7 +193,7 @@ def render(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
 
 def train(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
     """As jobs.train, data-parallel; the rate is that of all reports but the first, which holds the compilation."""
-    photos, lpips = bench.photographs(), bench.lpips()
+    photos, lpips = bench.photographs, bench.lpips
     extent, out = bench.extent, bench.new_folder()
     distributed.claim(out)
     settings = TrainingRun(
@@ -192,6 +214,11 @@ def train(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
 
 
 WORKS: dict[str, Callable[[Bench, Cluster, int, int], Run]] = {"train": train, "generate": generate, "render": render}
+
+
+def enough(pictures: int, shard: int, in_hand: int) -> int:
+    """Pictures, at least as many as given, in shards of which ROUNDS times as many as are in hand are to be done."""
+    return max(pictures, ROUNDS * in_hand * shard)
 
 
 def steady_rate(records: Iterator[Record], in_hand: int) -> float:

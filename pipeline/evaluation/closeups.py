@@ -83,3 +83,11 @@ def spread(ratios: np.ndarray) -> dict[str, float | int] | None:
         return None
     error = finite.std(ddof=1) / len(finite) ** 0.5
     return {"mean": float(finite.mean()), "error": float(error), "pictures": len(finite)}
+
+
+def consistency(agreement: np.ndarray) -> dict[str, float | int] | None:
+    """The mean and the worst agreement in dB, and of how many pictures; those that agree wholly have no figure."""
+    finite = agreement[np.isfinite(agreement)].astype(np.float64)
+    if not len(finite):
+        return None
+    return {"mean": float(finite.mean()), "worst": float(finite.min()), "pictures": len(finite)}

@@ -97,7 +97,9 @@ def evaluate(
     `compare` makes them. Raises UserError for pictures of another shape and for too few of them.
     """
     check_pictures(generated, training, heldout)
-    count = num_compared(len(generated), len(training) + len(heldout), networks)
+    num_real = len(training) + len(heldout)
+    check_enough("generated pictures", len(generated), networks)
+    check_enough("photographs", num_real, networks, sets=2)
     figures = {}
     for name, network in networks.items():
         ours, known, unknown = (
@@ -105,7 +107,8 @@ def evaluate(
             for pictures, mirrored in ((generated, True), (training, False), (heldout, True))
         )
         figures[name] = compare([ours], known, unknown)[0].figures
-    pictures = {"generated": len(generated), "real": len(training) + len(heldout), "count": count}
+    count = num_compared(len(generated), num_real)
+    pictures = {"generated": len(generated), "real": num_real, "count": count}
     return {"pictures": pictures, "networks": figures}
 
 
@@ -118,15 +121,22 @@ def check_pictures(generated: np.ndarray, training: np.ndarray, heldout: np.ndar
         raise UserError("photographs of both kinds are needed, trained on and held out; give more of them")
 
 
-def num_compared(generated: int, real: int, networks: Mapping[str, FeatureNetwork]) -> int:
-    """The size of each set compared: all generated pictures, or half of the photographs where that is less.
+def check_enough(what: str, count: int, networks: Mapping[str, FeatureNetwork], *, sets: int = 1) -> None:
+    """Raise a UserError that calls them `what` unless `count` pictures make so many sets that can be compared.
 
-    UserError where that is too few for the covariance of some network's features.
+    Each needs more pictures than any of the networks has features, for its covariance to be regular.
     """
-    count = min(generated, real // 2)
-    for network in networks.values():
-        distances.check_count(count, network.width)
-    return count
+    width = max(network.width for network in networks.values())
+    least = sets * (width + 1)
+    if count < least:
+        raise UserError(
+            f"{count:,} {what} are too few for a covariance of {width:,} features: at least {least:,} are needed"
+        )
+
+
+def num_compared(generated: int, real: int) -> int:
+    """The size of each set compared: all generated pictures, or half of the photographs where that is less."""
+    return min(generated, real // 2)
 
 
 def look(
@@ -160,7 +170,7 @@ def compare(sets: list[Seen], training: Seen, heldout: Seen) -> list[Comparison]
     floors: dict[int, tuple[distances.Manifold, dict[str, float]]] = {}
     comparisons = []
     for ours in sets:
-        count = min(len(ours.vectors), len(real) // 2)
+        count = num_compared(len(ours.vectors), len(real))
         if count not in floors:
             half = distances.manifold(real[:count])
             floors[count] = half, _figures(distances.manifold(real[count : 2 * count]), half)

@@ -16,7 +16,7 @@ from models.features import FeatureNetwork
 from pipeline.datasets.indices import Indices
 from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.evaluation import closeups, fidelity
-from pipeline.evaluation.closeups import LARGE, Closeups, borders, spread
+from pipeline.evaluation.closeups import LARGE, Closeups, borders, consistency, spread
 from pipeline.evaluation.fidelity import BATCH, SIDE, Comparison, Seen
 from pipeline.evaluation.patches import weigh_patches
 from pipeline.evaluation.pictures import Chunk, Photographs, Source
@@ -62,14 +62,16 @@ def measure(
 
     Figures of a set: `pictures`, `count`, `networks` (see `fidelity.compare`), `borders` by size as {"generated",
     "photographs"}, `consistency`, and `patches` by network (see `patches.compare_patches`); None for what pictures
-    that are no splats, or photographs that are not large, do not allow.
+    that are no splats or that are flat, or photographs that are not large, do not allow.
 
     Uses the Ray cluster this process is connected to, or connects for the while. Raises UserError for too few pictures
     of either kind, before any work, and as `Pool.map` does.
     """
     num_real = len(photographs.training) + len(photographs.heldout)
     fidelity.check_pictures(photographs.training[:0], photographs.training, photographs.heldout)
-    counts = [fidelity.num_compared(source.count, num_real, networks) for source in sources]
+    for source in sources:
+        fidelity.check_enough(f"pictures of {source.url}", source.count, networks)
+    fidelity.check_enough("photographs", num_real, networks, sets=2)
     with connect() as cluster:
         pool = Pool.on(cluster, workers=workers, device=device, stall_seconds=stall_seconds)
         weighed = _look_and_compare(sources, photographs, networks, pool, extent.batch)
@@ -78,22 +80,15 @@ def measure(
             sources, photographs.large[LARGE], networks, pool, wanted=extent.patches, batch=extent.batch
         )
     of_photographs = _photograph_borders(photographs)
-    for one, count, patches in zip(weighed, counts, of_patches, strict=True):
+    for one, patches in zip(weighed, of_patches, strict=True):
         one.figures |= {
             "pictures": one.source.count,
-            "count": count,
+            "count": fidelity.num_compared(one.source.count, num_real),
             "networks": {name: comparison.figures for name, comparison in one.comparisons.items()},
             "borders": _borders(one, of_photographs),
-            "consistency": None,
+            "consistency": consistency(one.closeups.agreement) if one.closeups else None,
             "patches": patches,
         }
-        if one.closeups is not None:
-            agreement = one.closeups.agreement
-            one.figures["consistency"] = {
-                "mean": float(agreement.mean()),
-                "worst": float(agreement.min()),
-                "pictures": len(agreement),
-            }
     return weighed
 
 

@@ -95,12 +95,14 @@ def _curves(sets: Sequence[Mapping[str, Any]]) -> str:
     planned = [of_set for of_set in sets if of_set["plan"]]
     if len(planned) < 2:
         return ""
+    several = len({of_set["plan"]["model"] for of_set in planned}) > 1
     figures = ""
     for network in planned[0]["networks"]:
         series: dict[str, list[tuple[float, float]]] = {}
         for of_set in planned:
             plan, pair = of_set["plan"], of_set["networks"][network]["frechet"]
-            series.setdefault(f"{plan['solver']}, {plan['schedule']}", []).append((plan["steps"], pair["generated"]))
+            name = f"{plan['solver']}, {plan['schedule']}" + (f", model {plan['model'][:8]}" if several else "")
+            series.setdefault(name, []).append((plan["steps"], pair["generated"]))
         floor = max(of_set["networks"][network]["frechet"]["floor"] for of_set in planned)
         label = f"network calls; Fréchet distance in {TITLES.get(network, network)}"
         figures += f"<figure>{charts.curves(series, floor=floor, label=label)}</figure>"

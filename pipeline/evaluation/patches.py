@@ -58,11 +58,12 @@ def compare_patches(ours: Mapping[str, Tensor], photographs: Tensor) -> dict[str
     """Fréchet distances between patches, of one network's vectors; `photographs` holds twice as many as each of `ours`.
 
     {"drawn", "lanczos", "bicubic": distance to half of the photographs' patches, "floor": that of the other half,
-    "gain": the share of the Lanczos distance that drawing saves}.
+    "gain": the share of the Lanczos distance that drawing saves, None where that is 0}.
     """
     half, other = photographs.chunk(2)
     figures = {name: distances.frechet(vectors, half) for name, vectors in ours.items()}
-    return {**figures, "floor": distances.frechet(other, half), "gain": 1 - figures[DRAWN] / figures["lanczos"]}
+    gain = 1 - figures[DRAWN] / figures["lanczos"] if figures["lanczos"] else None
+    return {**figures, "floor": distances.frechet(other, half), "gain": gain}
 
 
 def num_pictures(wanted: int, source: Source, num_large: int, networks: Mapping[str, FeatureNetwork]) -> int:
@@ -124,7 +125,7 @@ def _look_closely(
     }
 
 
-def _compare(ours: dict[str, Tensor], real: Tensor, device: str) -> dict[str, float]:
+def _compare(ours: dict[str, Tensor], real: Tensor, device: str) -> dict[str, Any]:
     return compare_patches({name: vectors.to(device) for name, vectors in ours.items()}, real.to(device))
 
 

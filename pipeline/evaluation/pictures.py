@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,6 +68,12 @@ class Source:
                 yield self.contents[part]
 
 
+def count_photographs(urls: Sequence[str]) -> int:
+    """How many photographs `load_photographs` finds at these URLs, or more where some are equal; reads none of them."""
+    record = _prepared(urls)
+    return record["kept"] if record else sum(survey(url).num_records for url in urls)
+
+
 def load_photographs(urls: Sequence[str], *, large: Mapping[int, int], seed: int) -> Photographs:
     """Read a prepared set, or photographs at any URLs, which are then prepared as for training in a temporary folder.
 
@@ -77,7 +84,7 @@ def load_photographs(urls: Sequence[str], *, large: Mapping[int, int], seed: int
     """
     with contextlib.ExitStack() as stack:
         url = urls[0]
-        if len(urls) > 1 or not _is_prepared(url):
+        if not _prepared(urls):
             print("preparing the photographs; jobs.prepare does that once for many evaluations", flush=True)
             url = stack.enter_context(tempfile.TemporaryDirectory(prefix="splatcats-"))
             with contextlib.redirect_stdout(io.StringIO()):
@@ -109,9 +116,12 @@ def _choose(training: np.ndarray, heldout: np.ndarray, count: int, seed: int) ->
     return chosen
 
 
-def _is_prepared(url: str) -> bool:
-    fs, root = locate(url)
-    return prepared.read_record(fs, root, url) is not None
+def _prepared(urls: Sequence[str]) -> dict[str, Any] | None:
+    """The record of the prepared set, if that is what is there."""
+    if len(urls) > 1:
+        return None
+    fs, root = locate(urls[0])
+    return prepared.read_record(fs, root, urls[0])
 
 
 def load_pictures(url: str, side: int = 64, count: int | None = None) -> np.ndarray:

@@ -45,7 +45,8 @@ PROTOCOL = {
     "Borders": "Mean absolute step between neighbouring pixels across the borders of the 8 x 8 patches, over that "
     "inside patches, averaged over pictures (± standard error). Photographs may show block borders of the files "
     "they come from, where those coincide with patches. At a size that none of them has, they have no figure.",
-    "Consistency": f"Each picture drawn at {HUGE} px, clamped and reduced by area, against itself drawn at {SIDE} px.",
+    "Consistency": f"Each picture drawn at {HUGE} px, clamped and reduced by area, against itself drawn at {SIDE} px. "
+    "Pictures that agree wholly, flat ones say, are left out.",
     "Patches": f"{CROPS} windows of {SIDE} px from each picture at {LARGE} px, at places drawn from a seed, against "
     f"such windows of photographs of {LARGE} px: of splats drawn at {LARGE} px, and of the same splats drawn at {SIDE} "
     "px and enlarged by Lanczos or bicubic.",
@@ -93,14 +94,14 @@ def rows(figures: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for side, pair in figures["borders"].items():
         texts = [f"{p['mean']:.3f} ± {p['error']:.3f}" if p else "-" for p in (pair["generated"], pair["photographs"])]
         yield f"border ratio at {side} px", texts[0], texts[1]
-    if consistency := figures["consistency"]:
-        text = f"{consistency['mean']:.1f} dB, worst {consistency['worst']:.1f}"
-        yield f"{HUGE} px against {SIDE} px", text, "-"
+    consistency = figures["consistency"]
+    text = f"{consistency['mean']:.1f} dB, worst {consistency['worst']:.1f}" if consistency else "-"
+    yield f"{HUGE} px against {SIDE} px", text, "-"
     for network, patches in ((figures["patches"] or {}).get("networks") or {}).items():
         yield f"Patches at {LARGE} px, {TITLES.get(network, network)}", "", ""
         for name in ("drawn", "lanczos", "bicubic"):
             yield f"Fréchet distance, {name}", f"{patches[name]:.2f}", f"{patches['floor']:.2f}"
-        yield "less than Lanczos by", f"{patches['gain']:.1%}", "-"
+        yield "less than Lanczos by", "-" if patches["gain"] is None else f"{patches['gain']:.1%}", "-"
 
 
 def as_table(report: Mapping[str, Any]) -> str:

@@ -119,8 +119,8 @@ def _make(store: Store, places: list[sources.Place], options: dict[str, Any]) ->
     writer.close()
     store.write(prepared.UNREADABLE, "".join(f"{line}\n" for line in unreadable).encode())
     if not seen:
-        everything = store.path(prepared.UNREADABLE)
-        raise UserError(f"none of the {num_read:,} photographs can be used (why: {everything}); first {unreadable[0]}")
+        _report_unreadable(store.url, unreadable)
+        raise UserError(f"none of the {num_read:,} photographs can be used; the first: {unreadable[0]}")
     ignored = sum((place.ignored for place in places), Counter[str]())
     record = {
         "format": prepared.FORMAT,
@@ -150,10 +150,14 @@ def _report(record: dict[str, Any], out: str, unreadable: list[str]) -> None:
         kinds = ", ".join(f"{count:,} {_printable(suffix) or 'without suffix'}" for suffix, count in common)
         print(f"ignored {sum(record['ignored'].values()):,} other files: {kinds}")
     if unreadable:
-        print(f"{len(unreadable):,} could not be used (all in {out}/{prepared.UNREADABLE}):")
-        for line in unreadable[:SHOWN]:
-            print(f"  {line}")
+        _report_unreadable(out, unreadable)
     print(f"next: python -m jobs.train --photos {out} --out RUN")
+
+
+def _report_unreadable(out: str, unreadable: list[str]) -> None:
+    print(f"{len(unreadable):,} could not be used (all in {out}/{prepared.UNREADABLE}):")
+    for line in unreadable[:SHOWN]:
+        print(f"  {line}")
 
 
 def _printable(text: str) -> str:

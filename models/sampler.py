@@ -32,7 +32,7 @@ EARLY_EXPONENT = 2.0
 # Calls of the schedule `early` that the times of distilled students are taken from.
 DISTILLED_FROM = 16
 # Time of the last call of the schedule `early`, whose x is the result.
-EARLY_LAST = 0.85
+EARLY_LAST = 0.80
 
 
 @dataclass(frozen=True)

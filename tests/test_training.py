@@ -21,7 +21,7 @@ from pipeline.photographs.prepared import RECORD
 from pipeline.training import distributed
 
 ROOT = Path(__file__).parents[1]
-STEPS, REPORT, SAVE = 32, 4, 16
+STEPS, REPORT, SAVE = 24, 4, 12
 # With photographs of 256 pixels as the large ones, one of the two ranks has none of them in its batches.
 TINY = ["--workers", "2", "--batch", "4", "--detail", "256", "--learning-rate", "0.06"]
 TINY += ["--width", "48", "--blocks", "2", "--heads", "2"]
@@ -92,7 +92,7 @@ def test_two_workers_learn_and_continue_after_a_signal(
     assert history[-1]["minutes"] > before[-1]["minutes"]
 
     first, last = (sum(entry["loss"] for entry in part) / 3 for part in (history[:3], history[-3:]))
-    assert last < 0.8 * first  # 0.58 when this was written
+    assert last < 0.8 * first  # 0.6 when this was written
 
     denoiser = checkpoint.load(out / "weights.safetensors")
     assert denoiser.config.width == 48

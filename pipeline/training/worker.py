@@ -48,11 +48,10 @@ def work(config: Mapping[str, Any]) -> None:
     try:
         with agreed(ranks):
             perceptual = load_lpips(settings.lpips).to(device) if settings.lpips else None
-            start = teacher = heldout = None
+            start = heldout = None
             if settings.weights is not None:
                 data = checkpoint.read(settings.weights)
                 start = checkpoint.parse(data, settings.weights)
-                teacher = Teacher(start, checkpoint.sampling(data, settings.weights))
             state = State.new(settings.recipe, device, start)
             for note in resume(state, settings.recipe, ranks):
                 if rank == 0:
@@ -61,9 +60,9 @@ def work(config: Mapping[str, Any]) -> None:
             if settings.photos is not None:
                 source, heldout = photographs(settings, device, rank, ranks, context.get_local_world_size())
             else:
-                assert teacher is not None
-                teacher.denoiser.to(device)
-                source = teacher
+                assert start is not None
+                assert settings.weights is not None
+                source = Teacher(start.to(device), checkpoint.sampling(data, settings.weights))
         with tempfile.TemporaryDirectory() as folder:
             train(
                 state,

@@ -159,6 +159,7 @@ def main(options: Options) -> None:
         dropout=options.dropout,
         start=start,
         objective=options.objective,
+        detail=options.detail,
         lpips=options.lpips is not None,
         seed=options.seed,
     )
@@ -169,7 +170,6 @@ def main(options: Options) -> None:
         recipe=recipe,
         budget=budget,
         workers=options.workers,
-        detail=options.detail,
         lpips=options.lpips and absolute(options.lpips),
         weights=weights and absolute(weights),
     )

@@ -67,8 +67,8 @@ def parse(data: bytes, name: str) -> Denoiser:
             for key, tensor in tensors.items()
             if not key.endswith(SCALE_SUFFIX)
         }
-    except (UserError, SafetensorError, TypeError, ValueError, KeyError) as error:
-        raise UserError(f"weights {name} cannot be read: {error}; give a file made by jobs.train") from None
+    except (UserError, SafetensorError, TypeError, ValueError, KeyError, RuntimeError, IndexError) as error:
+        raise UserError(f"weights {name} cannot be read: {one_line(error)}; give a file made by jobs.train") from None
     with torch.device("meta"):  # shapes alone: a header may ask for more than memory holds
         expected = {key: tensor.shape for key, tensor in Denoiser(config).state_dict().items()}
     wrong = [key for key in sorted(expected.keys() | state.keys()) if key not in state or key not in expected]

@@ -40,6 +40,8 @@ class Objective:
     depth: float = 0.005  # weight of the mean square of the depths: where they differ much, patch borders show
 
     def __post_init__(self) -> None:
+        if not all(math.isfinite(value) for value in vars(self).values()):
+            raise UserError("the weights and schedules of the loss must be finite numbers")
         if not 0.0 < self.perceptual_gate < 1.0:
             raise UserError(f"a perceptual gate of {self.perceptual_gate} is not possible; give a time between 0 and 1")
         if not 0.0 < self.velocity_floor <= 1.0:

@@ -55,7 +55,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.dropout = 0.0
-        hidden = 64 * round(width * 8 / 3 / 64)
+        hidden = max(64, 64 * round(width * 8 / 3 / 64))
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.project = nn.Linear(width, width, bias=False)

@@ -95,6 +95,11 @@ def refusals(state: dict[str, torch.Tensor]) -> dict[str, tuple[bytes, str]]:
     lacking = dumped({name: tensor for name, tensor in state.items() if name != "head.bias"})
     rounded = dumped(state, "int8")
     unscaled = {name: tensor for name, tensor in load(rounded).items() if name != "head.weight.scale"}
+    scale = load(rounded)["head.weight.scale"]
+    few, single = (
+        save({**load(rounded), "head.weight.scale": part.clone()}, checkpoint.read_header(rounded, "w"))
+        for part in (scale[:-1], scale[0])
+    )
     return {
         "empty": (b"", "not a safetensors file"),
         "another kind of file": (b"PK\x03\x04" + bytes(100), "not a safetensors file"),
@@ -112,6 +117,8 @@ def refusals(state: dict[str, torch.Tensor]) -> dict[str, tuple[bytes, str]]:
             save(unscaled, checkpoint.read_header(rounded, "w")),
             "cannot be read: 'head.weight.scale'",
         ),
+        "int8 with too few scales": (few, "cannot be read"),
+        "int8 with one number for scales": (single, "cannot be read"),
         "one tensor more": (dumped(state | {"extra": torch.zeros(1)}), "1 tensors differ, the first is extra"),
     }
 

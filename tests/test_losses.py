@@ -135,6 +135,13 @@ def test_the_detailed_pictures_are_drawn_in_their_region() -> None:
     torch.testing.assert_close(twice, 2 * elsewhere)
 
 
+@pytest.mark.parametrize("name", ["time_mean", "detail", "depth", "time_spread"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_and_schedules_are_finite(name: str, value: float) -> None:
+    with pytest.raises(UserError, match="finite"):
+        Objective(**{name: value})
+
+
 def test_lpips_is_zero_for_equal_pictures_and_grows_with_noise(lpips: Lpips) -> None:
     generator = torch.Generator().manual_seed(1)
     image = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1

@@ -127,7 +127,7 @@ class Bench:
         count = self.drawn * self.largest
         plan = bulk_plan(weights, count=count, size=max(1, count // 64), batch=self.extent.batch, steps=4)
         generator.generate(plan, weights, Store(out), device=self.device)
-        return SplatDataset(out)
+        return SplatDataset.open(out)
 
     @functools.cached_property
     def photographs(self) -> str:
@@ -199,10 +199,9 @@ def train(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
     settings = TrainingRun(
         photos=photos,
         out=out,
-        recipe=Recipe(model=extent.model, batch=extent.trained * times, lpips=lpips is not None),
+        recipe=Recipe(model=extent.model, batch=extent.trained * times, detail=extent.detail, lpips=lpips is not None),
         budget=Budget(steps=extent.steps, report_every=extent.report_every, save_every=extent.steps),
         workers=units,
-        detail=extent.detail,
         lpips=lpips,
     )
     begun = time.monotonic()

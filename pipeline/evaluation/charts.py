@@ -39,8 +39,12 @@ def histogram(sets: Mapping[str, np.ndarray], *, mark: float, mark_label: str, l
 
 
 def curves(series: Mapping[str, Sequence[tuple[float, float]]], *, floor: float, label: str) -> str:
-    """Points (x, y) joined in the order of x, both axes logarithmic, with a horizontal line at `floor`."""
-    xs = [px for points in series.values() for px, _ in points]
+    """Points (x, y) joined in the order of x, both axes logarithmic, with a horizontal line at `floor`.
+
+    Points at 0, which such axes do not have, are left out.
+    """
+    series = {name: [point for point in points if point[1] > 0.0] for name, points in series.items()}
+    xs = [px for points in series.values() for px, _ in points] or [1.0]
     ys = [py for points in series.values() for _, py in points] + [floor]
     x = _scale(math.log(min(xs) / 1.15), math.log(max(xs) * 1.15), LEFT, WIDTH - RIGHT)
     y = _scale(math.log(min(ys) / 1.2), math.log(max(ys) * 1.2), HEIGHT - BOTTOM, TOP)

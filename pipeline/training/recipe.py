@@ -12,7 +12,7 @@ from models.sampler import DEFAULT_SAMPLING, Sampling
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what training computes, except how long it goes on.
+    """What decides what training computes, beside the photographs and how long it goes on.
 
     A field that comes later, here or in its parts, has as its default what was done before it: so runs that were begun
     without it go on.
@@ -31,6 +31,7 @@ class Recipe:
     ema_widths: tuple[float, ...] = (0.05, 0.1)  # of the averages of the weights, as parts of the training so far
     distil: int = 0  # calls of a student to distil from the weights to start from; 0: train on photographs
     start: str | None = None  # fingerprint of the weights that training started from
+    detail: int = 256  # photographs of at least this side supervise at high resolution too; 0 for none
     detail_pixels: int = 128  # side at which splats are drawn against high-resolution photographs
     lpips: bool = True  # whether the perceptual terms are on
     seed: int = 0
@@ -66,7 +67,6 @@ class Run:
     recipe: Recipe
     budget: Budget
     workers: int = 1
-    detail: int = 256  # photographs of at least this side supervise at high resolution too; 0 for none
     lpips: str | None = None
     weights: str | None = None  # to start from
 

@@ -117,7 +117,7 @@ def photographs(
     """One rank's photographs, with `beside` ranks on this machine, and some of those held out, if there are any."""
     assert settings.photos is not None
     memory = HOST_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / beside
-    detail = settings.detail or None
+    detail = settings.recipe.detail or None
     seen = load(settings.photos, heldout=False, detail=detail, stripe=(rank, ranks), memory_bytes=int(memory))
     if not check(settings.photos)[2]["heldout"]:
         return Pictures(seen, device), None

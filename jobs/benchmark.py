@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from jobs.cli import run
 from models.errors import UserError, check_name
 from pipeline.benchmark import cases, press, storage
 from pipeline.benchmark.bench import HEADER, Bench, about, line
+from pipeline.execution.threads import cores
 
 GROUPS: dict[str, Callable[[Bench], None]] = {
     "draw": cases.draw,
@@ -109,7 +109,7 @@ def scale(options: Options, device: str) -> None:
     from pipeline.benchmark import scaling, scaling_cases
 
     cuda = device == "cuda"
-    units = torch.cuda.device_count() if cuda else len(os.sched_getaffinity(0))
+    units = torch.cuda.device_count() if cuda else cores()
     largest = options.workers or (units if cuda else min(2, units))
     if cuda and largest > units:
         raise UserError(f"--workers {largest} need a GPU each; this machine has {units}")

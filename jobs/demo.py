@@ -49,7 +49,7 @@ def main(options: Options) -> None:
     with connect():
         generate.main(generate.Options(str(splats), COUNT, options.seed, shard_size=8, batch_size=8))
         render.main(render.Options(str(splats), str(pictures), str(SIZE)))
-    dataset = SplatDataset(str(splats))
+    dataset = SplatDataset.open(str(splats))
     ((_, field),) = dataset.read(Indices.parse(str(options.favourite)))
     cats = [np.asarray(Image.open(path)) for path in sorted(pictures.glob("*/*.png"))]
     side_by_side(contact_sheet(cats, 4), anatomy_sheet(field, dataset.plan.kernel)).save(sheet)

@@ -92,7 +92,7 @@ class Options:
 
 def check_counts(options: Options, networks: Mapping[str, FeatureNetwork]) -> None:
     """UserError for a set that has fewer pictures than --count, or than the networks need; nothing is decoded yet."""
-    generated = [(url, SplatDataset(url).plan.count) for url in options.splats]
+    generated = [(url, SplatDataset.open(url).plan.count) for url in options.splats]
     generated += [(url, survey(url).num_records) for url in options.pictures]
     photographs = count_photographs(options.photos)
     for url, number in generated:
@@ -106,7 +106,7 @@ def open_sources(options: Options) -> list[Source]:
     """The sets to weigh, labelled by solver, schedule and network calls, or by name; UserError for one that lacks."""
     sources = []
     for url in options.splats:
-        dataset = SplatDataset(url)
+        dataset = SplatDataset.open(url)
         plan = dataset.plan
         count = options.count or plan.count
         dataset.require(plan.pictures.between(0, count))

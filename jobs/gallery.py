@@ -52,7 +52,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Write the page."""
-    source = SplatDataset(options.splats)
+    source = SplatDataset.open(options.splats)
     if options.indices is not None:
         indices = Indices.parse(options.indices)
     else:

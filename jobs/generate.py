@@ -108,9 +108,8 @@ class Options:
         elif self.frames is not None:
             raise UserError(f"--frames {self.frames} goes with --between")
         check_numbers(self, "frames", least=2, most=LARGEST)
-        check_numbers(self, "count", least=1, most=LARGEST)
+        check_numbers(self, "count", "steps", "shard_size", "batch_size", "threads", "workers", least=1, most=LARGEST)
         check_numbers(self, "seed", least=0, most=LARGEST)
-        check_numbers(self, "steps", "shard_size", "batch_size", "threads", "workers", least=1)
         check_numbers(self, "stall_minutes")
         check_name("solver", self.solver or Sampling.solver, SOLVERS)
         check_name("schedule", self.schedule or Sampling.schedule, SCHEDULES)

@@ -206,7 +206,7 @@ def _indices(options: Options, source: SplatDataset, motion: str) -> Indices:
 
 def main(options: Options) -> None:
     """Draw what the options say, or what an earlier run left undone."""
-    source = SplatDataset(options.splats)
+    source = SplatDataset.open(options.splats)
     plan = make_plan(options, source)
     store = Store(options.out)
     summary = render(

@@ -41,7 +41,7 @@ def open_dataset(url: str) -> Cats:
 
     Raises UserError if there is none.
     """
-    dataset = SplatDataset(url)
+    dataset = SplatDataset.open(url)
     return Cats(dataset, range(dataset.plan.count))
 
 
@@ -76,7 +76,11 @@ class Cat:
         width, height = _sides(size, region, columns / rows)
         frame = framing.fit(width, height, region, fit, columns / rows)
         framing.check_finest(frame.region, frame, rows, columns)
-        look = Look(kernel or self.plan.kernel, neighbourhood or self.plan.neighbourhood, view)
+        look = Look(
+            self.plan.kernel if kernel is None else kernel,
+            self.plan.neighbourhood if neighbourhood is None else neighbourhood,
+            view,
+        )
         return Image.fromarray(draw(self.splats[None], frame, look)[0])
 
     def show_views(self, size: int = SHOWN_PIXELS, views: Sequence[str] = VIEWS) -> Figure:
@@ -149,6 +153,7 @@ class Cats(Sequence[Cat]):
 
         Any order, repetitions too; every row group they lie in is read once.
         """
+        indices = [operator.index(index) for index in indices]  # numbers of NumPy and torch too
         chosen = Indices.of(indices)
         if chosen.ranges and not 0 <= chosen.ranges[0][0] < chosen.stop <= self.plan.count:
             raise IndexError(f"{self.dataset.store.url} has the pictures 0-{self.plan.count - 1}")
@@ -173,8 +178,12 @@ class Cats(Sequence[Cat]):
 
     def available(self) -> Cats:
         """Those whose shards are complete now, while a generation is at work or after it was interrupted."""
-        shards = {record.shard for record in records.committed(self.dataset.store)}
-        return Cats(self.dataset, [i for i in self.indices if i // self.plan.shard_size in shards])
+        size = self.plan.shard_size
+        shards = Indices.of(record.shard for record in records.committed(self.dataset.store))
+        if isinstance(self.indices, range) and self.indices.step == 1:  # of millions, without a look at each
+            pieces = (range(part.start * size, part.stop * size) for part in shards.ranges)
+            return Cats(self.dataset, Indices.joining(pieces).within(self.indices))
+        return Cats(self.dataset, [index for index in self.indices if index // size in shards])
 
     def to_torch(self) -> SplatTensors:
         """A torch Dataset of the splats, for a DataLoader with any number of workers."""

@@ -91,7 +91,7 @@ def make_dataset(root: Path, precision: str) -> Path:
 
 
 def make_pictures(splats: Path, root: Path, output: str, encoding: str) -> Path:
-    source = SplatDataset(str(splats))
+    source = SplatDataset.open(str(splats))
     arguments = [
         "--splats",
         str(splats),
@@ -119,7 +119,7 @@ def sound(root: Path) -> None:
     plan = plan_file.load(store, Plan)
     verify_shard(store, plan, plan.shard(0))
     if isinstance(plan, GenerationPlan):
-        source = SplatDataset(str(root))
+        source = SplatDataset.open(str(root))
         source.require(plan.pictures)
         open_dataset(str(root)).available()
 
@@ -136,7 +136,7 @@ def contents(root: Path) -> None:
 
 
 def kept_rollouts(root: Path) -> None:
-    source = SplatDataset(str(root))
+    source = SplatDataset.open(str(root))
     for rollout in rollout_file.read(source, rollout_file.kept(source)):
         assert len(rollout.times) == len(rollout.noisy) == len(rollout.fields)
 

@@ -133,7 +133,7 @@ DAMAGE = {  # of each format: which file, what happens to it, what is said
 
 @pytest.mark.parametrize("format", DAMAGE)
 def test_damaged_members_and_tiles_are_found_although_the_checksum_agrees(few_splats, tmp_path, format):
-    source, clean, out = SplatDataset(str(few_splats)), tmp_path / "clean", tmp_path / "out"
+    source, clean, out = SplatDataset.open(str(few_splats)), tmp_path / "clean", tmp_path / "out"
     chosen = {"indices": "2-3", "size": "40"} if format == "webdataset" else {"indices": "2", "size": "600"}
     plan = render.make_plan(render.Options(splats=str(few_splats), out="", format=format, **chosen), source)
     shard = plan.shard(0)

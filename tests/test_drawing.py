@@ -15,7 +15,7 @@ from pipeline.rendering.drawing import begun_early, draw, frame_of, look_of
 
 @pytest.mark.parametrize("fit", ["crop", "letterbox", "stretch"])
 def test_bands_draw_the_same_picture(splats, monkeypatch, fit):
-    source = SplatDataset(str(splats))
+    source = SplatDataset.open(str(splats))
     ((_, field),) = source.read(Indices.parse("1"))
     options = render.Options(splats=str(splats), out="", size="70x53", fit=fit, region="0.1,0,0.9,1")
     plan = render.make_plan(options, source)
@@ -67,7 +67,7 @@ def test_a_rollout_begins_with_noise_and_ends_with_the_picture(splats, tmp_path)
     difference = np.abs(np.asarray(read.convert("RGB")).astype(int) - np.asarray(Image.open(still)))
     assert difference.mean() < 12
     kept = render.make_plan(
-        render.Options(splats=str(splats), out="", animate="rollout"), SplatDataset(str(splats))
+        render.Options(splats=str(splats), out="", animate="rollout"), SplatDataset.open(str(splats))
     ).pictures
     assert kept == Indices.parse("3,9")
 
@@ -80,7 +80,7 @@ def test_all_pictures_as_one_animation(splats, tmp_path):
 
 
 def test_a_plan_of_an_earlier_version_is_read_as_it_was_meant(splats):
-    plan = render.make_plan(render.Options(splats=str(splats), out="", fit="stretch"), SplatDataset(str(splats)))
+    plan = render.make_plan(render.Options(splats=str(splats), out="", fit="stretch"), SplatDataset.open(str(splats)))
     assert plan.to_dict().keys() == {
         *("format_version", "kind", "shard_size", "code_version", "source", "seed", "indices", "width", "height"),
         *("kernel", "neighbourhood", "view", "output", "encoding", "quality", "threads"),

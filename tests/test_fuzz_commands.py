@@ -38,7 +38,7 @@ def commands(ground: Path, weights: Path, photos: str) -> dict[str, tuple[type, 
     splats, out = str(ground / "float16"), [str(ground / "out"), str(ground / "out/x")]
 
     def plan_drawing(options: render.Options) -> None:
-        source = SplatDataset(options.splats)
+        source = SplatDataset.open(options.splats)
         plan = render.make_plan(options, source)
         plan_file.check(Store(options.out), plan)
         source.require(plan.pictures)
@@ -46,7 +46,7 @@ def commands(ground: Path, weights: Path, photos: str) -> dict[str, tuple[type, 
             rollout_file.require(source, plan.pictures)
 
     def plan_page(options: gallery.Options) -> None:
-        source = SplatDataset(options.splats)
+        source = SplatDataset.open(options.splats)
         Store(options.out)
         source.require(Indices.parse(options.indices) if options.indices is not None else source.plan.pictures)
 

@@ -88,7 +88,7 @@ def visit(browser, page_folder):
 
 
 def cat(splats: Path, index: int):
-    ((_, field),) = SplatDataset(str(splats)).read(Indices.parse(str(index)))
+    ((_, field),) = SplatDataset.open(str(splats)).read(Indices.parse(str(index)))
     return field
 
 

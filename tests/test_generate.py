@@ -24,6 +24,7 @@ def test_a_dry_run_prints_the_size_and_writes_nothing(tiny_weights, tmp_path, ca
         (["--seed", "-1"], "--seed -1"),
         (["--steps", "0"], "--steps 0"),
         (["--batch-size", "0"], "--batch-size 0"),
+        (["--shard-size", "1" + "0" * 20], "give a number from 1 to"),
         (["--solver", "magic"], "unknown solver 'magic'; known: deis, dpmpp2m, euler, heun"),
         (["--device", "tpu"], "unknown device 'tpu'"),
         (["--precision", "int4"], "unknown precision 'int4'; known: compact, float16"),

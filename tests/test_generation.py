@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from processes import wait_for_session_end
 
 from jobs import cli, generate, verify
 from models import checkpoint, sampler
+from models.errors import UserError
 from pipeline.datasets import records, rollout_file
 from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan_file import PLAN_FILE
@@ -58,7 +60,7 @@ def test_the_dataset_is_complete_and_nothing_else_is_there(clean):
     }
     indices = pq.read_table(clean / "data", columns=["index"]).column("index").to_pylist()
     assert sorted(indices) == list(range(COUNT))
-    source = SplatDataset(str(clean))
+    source = SplatDataset.open(str(clean))
     for record in records.committed(source.store):
         assert source.store.measure([record.data]) == (record.bytes, record.sha256)
         assert record.rows == record.last - record.first + 1
@@ -72,7 +74,7 @@ def test_three_workers_write_the_same_bytes_as_one(clean, tiny_weights, tmp_path
 
 def test_a_picture_depends_on_its_seed_and_index_and_is_its_neighbours_distinct(clean, tiny_weights):
     denoiser = checkpoint.load(tiny_weights)
-    ((indices, fields),) = SplatDataset(str(clean)).read(Indices.parse("5-7"))
+    ((indices, fields),) = SplatDataset.open(str(clean)).read(Indices.parse("5-7"))
     alone = sampler.sample(denoiser, sampler.noise(7, [6], *denoiser.size), steps=2, solver="euler")
     assert indices == [5, 6, 7]
     torch.testing.assert_close(fields[1], alone[0], atol=5e-3, rtol=2e-3)  # float16 on disk
@@ -81,7 +83,7 @@ def test_a_picture_depends_on_its_seed_and_index_and_is_its_neighbours_distinct(
 
 def test_a_shard_is_a_pure_function_of_plan_weights_and_number(clean, tiny_weights):
     denoiser = checkpoint.load(tiny_weights)
-    plan = SplatDataset(str(clean)).plan
+    plan = SplatDataset.open(str(clean)).plan
     torch.manual_seed(1)
     first = generate_shard(denoiser, plan, plan.shard(5))
     torch.manual_seed(2)
@@ -98,13 +100,13 @@ def test_the_rollout_sheet_goes_from_noise_to_the_generated_picture(clean, tiny_
     noise = sampler.noise(7, [9], *denoiser.size)
     top = sheet[:64, -64:].astype(float) / 127.5 - 1
     np.testing.assert_allclose(top, noise[0].permute(1, 2, 0).clamp(-1, 1).numpy(), atol=0.01)
-    ((_, field),) = SplatDataset(str(clean)).read(Indices.parse("9"))
+    ((_, field),) = SplatDataset.open(str(clean)).read(Indices.parse("9"))
     drawn = denoiser.draw(field, 64, 64)[0].permute(1, 2, 0).clamp(-1, 1).numpy()
     np.testing.assert_allclose(sheet[-64:, -64:].astype(float) / 127.5 - 1, drawn, atol=0.03)
 
 
 def test_kept_rollouts_hold_every_step_and_end_as_the_dataset(splats):
-    source = SplatDataset(str(splats))
+    source = SplatDataset.open(str(splats))
     kept = list(rollout_file.read(source, Indices.parse("3,9")))
     assert rollout_file.kept(source) == Indices.parse("3,9")
     for rollout, (_, field) in zip(kept, source.read(Indices.parse("3,9")), strict=True):
@@ -117,11 +119,21 @@ def test_kept_rollouts_hold_every_step_and_end_as_the_dataset(splats):
     assert b"meaning" in pq.read_schema(splats / "rollout.parquet").metadata[b"splatcats"]
 
 
+def test_a_flipped_bit_of_a_kept_rollout_is_found(splats, tmp_path):
+    shutil.copytree(splats, tmp_path / "set")
+    path = tmp_path / "set" / "rollout.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"rollout\.parquet is damaged .* with --keep-rollout"):
+        list(rollout_file.read(SplatDataset.open(str(tmp_path / "set")), Indices.parse("3,9")))
+
+
 def test_a_morph_goes_from_one_picture_of_a_dataset_to_another(clean, tiny_weights, tmp_path):
     options = ["--weights", str(tiny_weights), "--seed", "7", *QUICK, "--between", "2,13", "--frames", "5"]
     assert command("--out", str(tmp_path / "morph"), *options) == 0
-    morph = torch.cat([fields for _, fields in SplatDataset(str(tmp_path / "morph")).read(Indices.parse("0-4"))])
-    ends = torch.cat([fields for _, fields in SplatDataset(str(clean)).read(Indices.parse("2,13"))])
+    morph = torch.cat([fields for _, fields in SplatDataset.open(str(tmp_path / "morph")).read(Indices.parse("0-4"))])
+    ends = torch.cat([fields for _, fields in SplatDataset.open(str(clean)).read(Indices.parse("2,13"))])
     torch.testing.assert_close(morph[[0, 4]], ends, atol=5e-3, rtol=2e-3)
     for before, after in itertools.pairwise(morph):
         assert 0 < (after - before).norm() < (ends[1] - ends[0]).norm()

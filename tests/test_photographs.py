@@ -42,7 +42,10 @@ def test_every_kind_of_place_gives_the_same_set(tmp_path: Path) -> None:
     memory = fsspec.filesystem("memory")
     for name in FILES:
         memory.pipe_file(f"/test_photos/{name.name}", name.read_bytes())
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "cats").symlink_to(CATS)
     places = [CATS, archive, tmp_path / "tables", "memory://test_photos", f"zip://some/folder::{archive}"]
+    places.append(tmp_path / "linked")
     sets = []
     for number, place in enumerate(places):
         record = prepare([str(place)], str(tmp_path / f"out{number}"))
@@ -199,8 +202,11 @@ def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     pq.write_table(pa.table({"image": ["a.jpg"]}), tmp_path / "paths.parquet")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "a.jpg").write_bytes(b"")
+    (tmp_path / "phone" / "round").symlink_to(tmp_path / "phone")
     assert "nothing is there" in fails(capsys, "--photos", tmp_path / "none", "--out", out)
     assert "no photographs" in fails(capsys, "--photos", tmp_path / "empty", "--out", out)
+    assert "round is a link to a folder that it is in" in fails(capsys, "--photos", tmp_path / "phone", "--out", out)
+    (tmp_path / "phone" / "round").unlink()
     assert "only 1 .heic" in fails(capsys, "--photos", tmp_path / "phone", "--out", out)
     assert "columns: label, picture" in fails(capsys, "--photos", CATS, tmp_path / "other.parquet", "--out", out)
     assert "is string" in fails(capsys, "--photos", tmp_path / "paths.parquet", "--out", out)

@@ -168,6 +168,10 @@ def test_indices_are_inclusive_sorted_and_joined(text, canonical, count):
     assert len(indices) == len(set(indices)) == count
     assert Indices.parse(canonical) == indices
     assert list(indices.between(1, 3)) == list(indices)[1:3]
+    numbers = list(indices)
+    assert [indices[i] for i in range(-count, count)] == numbers * 2
+    assert [list(indices[part]) for part in (slice(1, -1), slice(None, None, -2))] == [numbers[1:-1], numbers[::-2]]
+    assert list(indices.within(range(1, 7))) == [n for n in numbers if 1 <= n < 7]
 
 
 @pytest.mark.parametrize(

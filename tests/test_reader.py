@@ -36,7 +36,7 @@ def splats(request, stored_cats) -> Path:
 @pytest.fixture(scope="module")
 def fields(splats) -> torch.Tensor:
     """Every picture, read in bulk."""
-    return torch.cat([part for _, part in SplatDataset(str(splats)).read(Indices.first(COUNT))])
+    return torch.cat([part for _, part in SplatDataset.open(str(splats)).read(Indices.first(COUNT))])
 
 
 class CountedFile(AbstractBufferedFile):
@@ -87,6 +87,11 @@ def test_cats_slices_lists_and_loops_are_the_pictures_of_their_numbers(splats, f
         cats.splats([5, COUNT])
     with pytest.raises(TypeError):
         cats["7"]
+
+
+def test_numbers_may_be_a_tensor(splats, fields):
+    chosen = torch.tensor([3, 170, 3])
+    assert torch.equal(open_dataset(str(splats)).splats(chosen), fields[chosen])
 
 
 def test_batches_are_all_cats_in_order(splats, fields):
@@ -142,6 +147,8 @@ def test_missing_shards_matter_only_to_their_own_cats(splats, fields, tmp_path):
     available = cats.available()
     assert [available[0].index, len(available)] == [150, 80]
     assert torch.equal(torch.cat(list(available.batches(64))), fields[150:])
+    assert torch.equal(cats[100:200].available()[[-1, 0]].splats([199, 150]), fields[[199, 150]])
+    assert [cat.index for cat in cats[::-1].available()[:2]] == [229, 228]
     with pytest.raises(UserError, match=r"has no plan\.json"):
         open_dataset(str(tmp_path / "data"))
 
@@ -158,7 +165,7 @@ def test_missing_shards_matter_only_to_their_own_cats(splats, fields, tmp_path):
     ],
 )
 def test_a_cat_draws_what_the_command_draws(splats, size, text, options):
-    source = SplatDataset(str(splats))
+    source = SplatDataset.open(str(splats))
     told = {name: region_text(value) if name == "region" else value for name, value in options.items()}
     plan = render.make_plan(render.Options(splats=str(splats), out="", size=text, indices="3", **told), source)
     (expected,) = standing(source, plan, plan.pictures, "cpu")

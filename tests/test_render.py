@@ -40,6 +40,7 @@ def test_incomplete_splats_are_refused_except_for_what_is_there(splats, tmp_path
             "gif shows at most 50 frames a second; give fewer or --encoding webp",
         ),
         (["--zoom", "0.5,0.5,4", "--fps", "91"], "--fps 91.0: give a number from 0.1 to 90"),
+        (["--encoding", "avif", "--size", "40000x8"], "avif takes sides of 1 to 32,768 pixels"),
         (["--size", "131073"], "tiled pictures (--format tiff) have sides of 1 to 131,072 pixels"),
         (["--region", "0,0,1.2,1"], "--region 0,0,1.2,1 is not inside the picture"),
         (["--region", "0.5,0,0.5,1"], "is not inside the picture"),
@@ -51,6 +52,7 @@ def test_incomplete_splats_are_refused_except_for_what_is_there(splats, tmp_path
         (["--zoom", "0.3,0.5,4;0.6,0.6,4", "--region", "0,0,0.5,1"], "0.6,0.6 is not inside the part of the picture"),
         (["--zoom", "0.5,0.1,4", "--size", "96x48"], "film begins with, 0,0.25,1,0.75: give a place there"),
         (["--zoom", "0.5,0.5,1e6"], "finer than single precision resolves"),
+        (["--zoom", "0.5,0.5,1e300"], "single precision resolves: show more, or fewer pixels"),
         (["--zoom", "0.5,0.5,4", "--encoding", "png"], "animations in the format files are webp, gif"),
         (["--zoom", "0.5,0.5,4", "--format", "tiff"], "--format tiff holds no animations"),
         (["--animate", "rollout", "--indices", "4"], "has the pictures 3,9, not 4"),
@@ -81,7 +83,7 @@ def test_mistakes_get_one_line_and_leave_nothing(splats, tmp_path, capsys, optio
 
 def test_plans_of_the_same_options_are_equal_whatever_the_workers(splats):
     options = render.Options(splats=str(splats), out="", indices="0,1,2-3")
-    source = SplatDataset(str(splats))
+    source = SplatDataset.open(str(splats))
     assert render.make_plan(options, source) == render.make_plan(
         dataclasses.replace(options, workers=5, indices="3,2,0-1"), source
     )
@@ -97,7 +99,7 @@ def test_splats_of_a_future_format_are_refused(splats, tmp_path, capsys):
 
 
 def test_very_large_pictures_are_tiled_in_the_format_that_has_the_encoding(splats):
-    source = SplatDataset(str(splats))
+    source = SplatDataset.open(str(splats))
 
     def chosen(**options) -> tuple[str, str]:
         plan = render.make_plan(render.Options(splats=str(splats), out="", size="65536", **options), source)

@@ -44,14 +44,14 @@ def pictures(splats, tmp_path_factory) -> Path:
 def test_one_picture_a_file_and_each_is_what_its_splats_say(splats, pictures):
     names = {f"shard-{i // 8:05d}/{i:08d}.png" for i in range(20)}
     assert files(pictures).keys() == names | {"plan.json"}
-    for indices, fields in SplatDataset(str(splats)).read(Indices.parse("0-19")):
+    for indices, fields in SplatDataset.open(str(splats)).read(Indices.parse("0-19")):
         for index, field in zip(indices, fields, strict=True):
             expected = to_uint8(rasterize(field[None], 48, 48))[0].numpy()
             picture = Image.open(pictures / f"shard-{index // 8:05d}/{index:08d}.png")
             np.testing.assert_allclose(np.asarray(picture).astype(int), expected.astype(int), atol=1)
             assert picture.mode == "RGB"
             facts = json.loads(picture.text["Description"])
-            assert facts["source"] == SplatDataset(str(splats)).plan.fingerprint()
+            assert facts["source"] == SplatDataset.open(str(splats)).plan.fingerprint()
             assert {name: facts[name] for name in ("index", "seed", "kernel", "width", "height")} == {
                 "index": index,
                 "seed": 0,
@@ -82,7 +82,7 @@ def test_chosen_pictures_any_shape_kernel_and_view(splats, tmp_path):
         "plan.json",
         *(f"shard-0000{shard}/{index:08d}.png" for shard, index in [(0, 2), (0, 3), (1, 4), (1, 5), (2, 19)]),
     }
-    ((_, field),) = SplatDataset(str(splats)).read(Indices.parse("19"))
+    ((_, field),) = SplatDataset.open(str(splats)).read(Indices.parse("19"))
     expected = to_uint8(rasterize(field, 24, 40, kernel="sharp", view="patches"))[0].numpy()
     drawn = pixels((tmp_path / "out/shard-00002/00000019.png").read_bytes())
     np.testing.assert_allclose(drawn.astype(int), expected.astype(int), atol=1)
@@ -153,7 +153,7 @@ def unfinished(out: Path) -> set[str]:
 
 
 def test_rendering_never_imports_the_model(ray_cluster, splats, tmp_path):
-    source = SplatDataset(str(splats))
+    source = SplatDataset.open(str(splats))
     plan = render.make_plan(render.Options(splats=str(splats), out="", size="16", indices="0"), source)
 
     def probe() -> list[str]:

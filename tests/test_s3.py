@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from conftest import data_bytes
 from object_store import S3
@@ -17,7 +20,7 @@ from test_generation import command as generate
 from jobs import cli, prepare, render, status, verify
 from jobs import generate as generate_job
 from models.errors import UserError
-from pipeline.datasets import plan_file
+from pipeline.datasets import plan_file, records
 from pipeline.datasets.plan import Plan
 from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.inspection.contents import check_pictures, check_splats
@@ -132,7 +135,7 @@ SILENCES = [(form, fault) for form in FORMS for fault in ("500", "cut off") if (
     ],
 )
 def test_a_store_that_fails_to_answer_is_no_damage(s3: S3, splats: Path, form: str, fault: str) -> None:
-    source, store = SplatDataset(str(splats)), Store(f"s3://cats/unread-{form}-{fault.replace(' ', '-')}")
+    source, store = SplatDataset.open(str(splats)), Store(f"s3://cats/unread-{form}-{fault.replace(' ', '-')}")
     if form == "float16":
         plan: Plan = source.plan
         shard = plan.shard(0)
@@ -152,6 +155,49 @@ def test_a_store_that_fails_to_answer_is_no_damage(s3: S3, splats: Path, form: s
     assert caught.value.errno == errno.EIO
     s3.faults = []
     check()
+
+
+def test_a_record_that_the_store_fails_to_give_is_no_missing_shard(s3: S3) -> None:
+    """It would be done again, however long that takes."""
+    run(SPLATS, "s3://cats/silent-record")
+    store = Store("s3://cats/silent-record")
+    done = [record.shard for record in records.committed(store)]
+    s3.faults = [("GET .*silent-record/_stats/shard-00001", "403", 1000)]
+    with pytest.raises(PermissionError, match=r"silent-record/_stats/shard-00001\.json"):
+        list(records.committed(store))
+    s3.faults = []
+    assert [record.shard for record in records.committed(store)] == done
+
+
+def test_names_are_no_patterns(s3: S3) -> None:
+    named, other = Store("s3://cats/set[1]"), Store("s3://cats/set1")
+    for store in (named, other):
+        store.write("folder/a", store.url.encode())
+    assert named.read_many(["folder/a", "b"]) == {"folder/a": b"s3://cats/set[1]"}
+    named.remove_folder("folder")
+    assert named.sizes("") == {}
+    assert other.read("folder/a") == b"s3://cats/set1"
+
+
+def test_browsers_are_told_what_files_are(s3: S3) -> None:
+    store = Store("s3://cats/page")
+    for name, kind in (("index.html", "text/html"), ("a/cat.png", "image/png"), ("style.css", "text/css")):
+        store.write(name, b"x")
+        assert fsspec.filesystem("s3").info(store.path(name))["ContentType"] == kind
+
+
+def test_a_store_survives_a_fork(s3: S3) -> None:
+    """PyTorch's DataLoader makes its workers so."""
+    store = Store("s3://cats/forked")
+    store.write("a", b"1")
+
+    def child() -> None:
+        os._exit(0 if store.read("a") == b"1" else 1)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
 
 
 @pytest.mark.slow

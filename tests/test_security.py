@@ -186,4 +186,4 @@ def test_a_dataset_cannot_lead_to_files_outside(tmp_path: Path) -> None:
             store.write(name, b"")
     assert not list(tmp_path.iterdir())
     with pytest.raises(UserError):
-        SplatDataset(str(tmp_path / "set"))
+        SplatDataset.open(str(tmp_path / "set"))

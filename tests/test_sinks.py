@@ -21,7 +21,7 @@ INDICES = "2-5,19"
 
 def drawn(splats: Path, out: Path, **options: str) -> Path:
     """All shards of a rendering, one after the other, in this process."""
-    source = SplatDataset(str(splats))
+    source = SplatDataset.open(str(splats))
     options = {"size": "40", "indices": INDICES, "shard_size": 3, **options}
     plan = render.make_plan(render.Options(splats=str(splats), out=str(out), **options), source)
     for shard in plan.shards():
@@ -71,7 +71,7 @@ def test_datasets_shows_the_parquet_files_as_pictures(splats, pixels, tmp_path, 
         "parquet", data_files=str(out / "data/*.parquet"), split="train", cache_dir=str(tmp_path / "cache")
     )
     assert read["index"][:] == list(pixels)
-    source = SplatDataset(str(splats)).plan.fingerprint()
+    source = SplatDataset.open(str(splats)).plan.fingerprint()
     for row in read:
         assert isinstance(row["image"], Image.Image)
         assert np.array_equal(np.asarray(row["image"]), pixels[row["index"]])
@@ -90,7 +90,7 @@ def test_datasets_shows_the_parquet_files_as_pictures(splats, pixels, tmp_path, 
 @pytest.mark.parametrize("format", ["files", "webdataset", "parquet", "tiff", "dzi"])
 def test_whenever_it_is_made_and_with_however_many_encoders_the_bytes_are_the_same(splats, tmp_path, format):
     def shard_bytes(out: Path, encoders: int) -> dict[str, bytes]:
-        source = SplatDataset(str(splats))
+        source = SplatDataset.open(str(splats))
         options = render.Options(splats=str(splats), out=str(out), size="40", indices="2-4", format=format)
         plan = render.make_plan(options, source)
         render_shard(source, plan, plan.shard(0), Store(str(out)), "cpu", encoders)

@@ -30,7 +30,7 @@ def make_plan(**changes) -> GenerationPlan:
 def dataset(tmp_path):
     """300 small random pictures in two shards, committed: (store, plan, fields)."""
     plan = make_plan(rows=2, columns=2, splats_per_patch=16)
-    store = Store(str(tmp_path / "set"))
+    store = Store(str(tmp_path / "set [1]*"))
     claim(store, plan)
     fields = np.random.default_rng(0).normal(size=(300, 2, 2, 16, len(PARAMETERS))).astype(np.float16)
     for shard in plan.shards():
@@ -83,8 +83,8 @@ def test_files_are_readable_by_others(tmp_path):
 
 def test_only_our_own_temporary_files_are_removed(dataset, tmp_path):
     store, _, _ = dataset
-    orphan = tmp_path / "set/data/.shard-00001.parquet.0123abcd.tmp"
-    foreign = tmp_path / "set/data/.notes.tmp"
+    orphan = tmp_path / "set [1]*/data/.shard-00001.parquet.0123abcd.tmp"
+    foreign = tmp_path / "set [1]*/data/.notes.tmp"
     for path in (orphan, foreign):
         path.write_bytes(b"x")
     assert store.remove_orphans() == 1
@@ -94,7 +94,7 @@ def test_only_our_own_temporary_files_are_removed(dataset, tmp_path):
 
 def test_a_shard_counts_only_with_its_record_and_data_of_the_recorded_size(dataset, tmp_path):
     store, _, _ = dataset
-    root = tmp_path / "set"
+    root = tmp_path / "set [1]*"
     assert [record.shard for record in records.committed(store)] == [0, 1]
     record, data = (root / RECORD).read_bytes(), (root / SHARD).read_bytes()
 
@@ -111,7 +111,15 @@ def test_a_shard_counts_only_with_its_record_and_data_of_the_recorded_size(datas
     (root / SHARD).write_bytes(data[:-1])
     assert committed() == [1]
     stated = json.loads(record)
-    odd = [{"shard": []}, {"rows": "200"}, {"rows": 199}, {"shard": 1}, {"first": 7}, {"data": "../set/data"}]
+    odd = [
+        {"timings": {"drawing": "x"}},
+        {"shard": []},
+        {"rows": "200"},
+        {"rows": 199},
+        {"shard": 1},
+        {"first": 7},
+        {"data": "../set/data"},
+    ]
     for garbage in (b"", b"{}", b"[1]", b"[" * 10**5, record[:-9], *(json.dumps(stated | o).encode() for o in odd)):
         (root / RECORD).write_bytes(garbage)
         assert committed() == [1]
@@ -122,7 +130,7 @@ def test_a_shard_counts_only_with_its_record_and_data_of_the_recorded_size(datas
 
 def test_the_parquet_file_explains_itself(dataset, tmp_path):
     _, plan, fields = dataset
-    file = pq.ParquetFile(tmp_path / "set" / SHARD)
+    file = pq.ParquetFile(tmp_path / "set [1]*" / SHARD)
     assert file.schema_arrow.field("index").type == pa.int64()
     assert file.schema_arrow.field("splats").type == pa.list_(pa.float16(), fields[0].size)
     assert file.schema_arrow.names == ["index", "splats"]
@@ -138,7 +146,7 @@ def test_any_pictures_are_read_across_row_groups_and_shards(dataset, text):
     store, _, fields = dataset
     chosen = Indices.parse(text)
     numbers, values = [], []
-    for indices, field in SplatDataset(store.url).read(chosen):
+    for indices, field in SplatDataset.open(store.url).read(chosen):
         assert len(indices) <= ROW_GROUP
         numbers += indices
         values.append(field.numpy())
@@ -148,17 +156,17 @@ def test_any_pictures_are_read_across_row_groups_and_shards(dataset, text):
 
 def test_damage_within_a_shard_is_named_and_not_returned(dataset, tmp_path):
     store, _, _ = dataset
-    path = tmp_path / "set" / SHARD
+    path = tmp_path / "set [1]*" / SHARD
     data = path.read_bytes()
     for position in range(200, len(data) - 20_000, len(data) // 20):
         path.write_bytes(data[:position] + bytes([data[position] ^ 16]) + data[position + 1 :])
         with pytest.raises(UserError, match=r"shard-00000\.parquet is damaged"):
-            list(SplatDataset(store.url).read(Indices.parse("0-199")))
+            list(SplatDataset.open(store.url).read(Indices.parse("0-199")))
 
 
 def test_missing_truncated_and_foreign_shards_are_told_apart(dataset, tmp_path):
     store, plan, _ = dataset
-    source, path = SplatDataset(store.url), tmp_path / "set" / SHARD
+    source, path = SplatDataset.open(store.url), tmp_path / "set [1]*" / SHARD
     source.require(plan.pictures)
     with pytest.raises(UserError, match="has the pictures 0-299; there is no picture 300"):
         source.require(Indices.parse("7,300"))
@@ -169,7 +177,7 @@ def test_missing_truncated_and_foreign_shards_are_told_apart(dataset, tmp_path):
     source.require(Indices.parse("200-299"))
     with pytest.raises(UserError, match="is damaged"):
         list(source.read(Indices.parse("0")))
-    (tmp_path / "set" / RECORD).unlink()
+    (tmp_path / "set [1]*" / RECORD).unlink()
     with pytest.raises(UserError, match="1 of 2 shards needed are missing, the first is shard-00000"):
         source.require(Indices.parse("0-299"))
     pq.write_table(pa.table({"index": [0], "splats": ["cat"]}), path)

@@ -209,7 +209,7 @@ def _stored(bench: Bench, place: str, count: int) -> SplatDataset:
     for shard in plan.shards():
         with store.create(plan.data(shard)) as output:
             write_table(to_table(plan, shard.indices, fields), output.file)
-    return SplatDataset(store.url)
+    return SplatDataset(store, plan)
 
 
 def _plan(source: SplatDataset, extent: Extent, encoding: str, output: str, count: int) -> RenderPlan:

@@ -69,7 +69,7 @@ def read(bench: Bench) -> None:
         table = generate_shard(bench.denoiser, plan, plan.shard(0))
         with store.create(plan.data(plan.shard(0))) as output:
             write_table(table, output.file)
-        source = SplatDataset(place)
+        source = SplatDataset.open(place)
 
         def pictures(some: Indices) -> Iterator[np.ndarray]:
             for _, fields in source.read(some):

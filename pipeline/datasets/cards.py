@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from models.splats import LIMITS, MEANINGS, PARAMETERS
 from pipeline.datasets.codec import CODECS, Shape
 from pipeline.datasets.plan import GenerationPlan, Plan, RenderPlan
@@ -9,7 +11,9 @@ from pipeline.datasets.splat_dataset import FORMULAS, layout, schema
 from pipeline.datasets.summary import Summary
 
 _TERMS = "Pictures made by a model inherit the terms of its weights: see the model card of the weights.\n"
-_SIZES = {10**3: "n<1K", 10**4: "1K<n<10K", 10**5: "10K<n<100K", 10**6: "100K<n<1M", 10**7: "1M<n<10M"}
+# Hugging Face's categories, by what has fewer pictures.
+_STEPS = ["1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T"]
+_SIZES = {10**3: "n<1K"} | {10 ** (i + 4): f"{low}<n<{high}" for i, (low, high) in enumerate(pairwise(_STEPS))}
 
 
 def splats_card(plan: GenerationPlan, summary: Summary) -> str:
@@ -85,7 +89,7 @@ def pictures_card(plan: RenderPlan, summary: Summary, *, contents: str, data_fil
 
 def _front_matter(name: str, summary: Summary, data_files: str) -> str:
     """What Hugging Face's Hub and `datasets` take from a card; `data_files`: where they find data, if anywhere."""
-    size = next((text for limit, text in _SIZES.items() if summary.pictures < limit), "n>10M")
+    size = next((text for limit, text in _SIZES.items() if summary.pictures < limit), "n>1T")
     files = f"configs:\n- config_name: default\n  data_files: {data_files}\n" if data_files else ""
     return f"""---
 pretty_name: {name}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import bisect
 import functools
 import itertools
+import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import SupportsIndex, overload
 
 from models.errors import UserError
 
@@ -16,7 +18,7 @@ LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
-class Indices:
+class Indices(Sequence[int]):
     """A sorted set of picture indices, kept as disjoint ranges so that a billion of them cost nothing."""
 
     ranges: tuple[range, ...]
@@ -60,7 +62,25 @@ class Indices:
         for part in self.ranges:
             yield from part
 
-    def __contains__(self, number: int) -> bool:
+    @overload
+    def __getitem__(self, place: int) -> int: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[int]: ...
+
+    def __getitem__(self, place: int | slice) -> int | Sequence[int]:
+        places = range(len(self))[place]
+        if isinstance(places, range):
+            if places.step == 1:
+                return self.between(places.start, places.stop)
+            return [self[at] for at in places]
+        part = bisect.bisect_right(self._positions, places) - 1
+        return self.ranges[part][places - self._positions[part]]
+
+    def __contains__(self, number: object) -> bool:
+        if not isinstance(number, SupportsIndex):
+            return False
+        number = operator.index(number)
         place = bisect.bisect_right(self.ranges, number, key=lambda part: part.start)
         return place > 0 and number in self.ranges[place - 1]
 
@@ -84,6 +104,11 @@ class Indices:
             if piece:
                 parts.append(piece)
         return Indices(tuple(parts))
+
+    def within(self, bounds: range) -> Indices:
+        """Those from bounds.start to before bounds.stop."""
+        cut = (range(max(part.start, bounds.start), min(part.stop, bounds.stop)) for part in self.ranges)
+        return Indices(tuple(part for part in cut if part))
 
     @functools.cached_property
     def _positions(self) -> list[int]:

@@ -37,7 +37,7 @@ class Shard:
 
 
 def shard_name(id: int) -> str:
-    """The name of shard `id`, whose order as text is the order of the numbers."""
+    """The name of shard `id`. Its order as text is that of the numbers up to 99,999; `index` tells beyond."""
     return f"shard-{id:05d}"
 
 

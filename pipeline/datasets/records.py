@@ -52,7 +52,9 @@ class Record:
         except (ValueError, TypeError, RecursionError):
             return None
         types = {f.name: _TYPES.get(str(f.type), dict) for f in dataclasses.fields(cls)}
-        return record if all(type(getattr(record, name)) is types[name] for name in types) else None
+        if any(type(getattr(record, name)) is not types[name] for name in types):
+            return None
+        return record if all(type(seconds) in (int, float) for seconds in record.timings.values()) else None
 
 
 def record_name(shard: int) -> str:

@@ -29,7 +29,6 @@ from pipeline.datasets.splat_dataset import (
     METADATA_KEY,
     SplatDataset,
     column_with_gaps,
-    damaged,
     lacking_columns,
     schema,
 )
@@ -121,9 +120,10 @@ def _read(source: SplatDataset, index: int | None = None) -> tuple[pa.Table, tup
                 raise ValueError(f"it has no column {lacking}")
             file.seek(0)
             if index is None:
-                table = pq.read_table(file, columns=["index"])
+                table = pq.read_table(file, columns=["index"], page_checksum_verification=True)
             else:
-                table = pq.read_table(file, columns=[*COLUMNS, "noisy", "splats"], filters=pc.field("index") == index)
+                columns, chosen = [*COLUMNS, "noisy", "splats"], pc.field("index") == index
+                table = pq.read_table(file, columns=columns, filters=chosen, page_checksum_verification=True)
                 table = table.sort_by("step")
         if gap := column_with_gaps(table):
             raise ValueError(f"its column {gap!r} has empty places")
@@ -134,7 +134,10 @@ def _read(source: SplatDataset, index: int | None = None) -> tuple[pa.Table, tup
     except (pa.ArrowException, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # of the disk or the network, not of the contents
-        raise UserError(damaged(source.store, ROLLOUTS, one_line(error))) from None
+        raise UserError(
+            f"{source.store.path(ROLLOUTS)} is damaged ({one_line(error)}): run its generation again with"
+            " --keep-rollout"
+        ) from None
     return table, (height, width)
 
 

@@ -116,27 +116,25 @@ def column_with_gaps(table: pa.Table) -> str:
 
 
 class SplatDataset:
-    """A generated dataset opened for reading. Raises UserError if there is none at `url`. Can be pickled.
+    """A generated dataset opened for reading. Can be pickled.
 
     Keeps the footers of the files it has read and a few row groups, so that neighbours are read once.
     """
 
-    def __init__(self, url: str) -> None:
-        self.store = Store(url)
-        self.plan = plan_file.load(self.store, GenerationPlan)
-        check_name(f"precision of {self.store.url}:", self.plan.precision, CODECS)
-        self._remember()
-
-    def _remember(self) -> None:
+    def __init__(self, store: Store, plan: GenerationPlan) -> None:
+        check_name(f"precision of {store.url}:", plan.precision, CODECS)
+        self.store, self.plan = store, plan
         self._footer = functools.lru_cache(FOOTERS_KEPT)(self._read_footer)
         self._row_group = functools.lru_cache(ROW_GROUPS_KEPT)(self._read_row_group)
 
-    def __getstate__(self) -> tuple[Store, GenerationPlan]:
-        return self.store, self.plan
+    @classmethod
+    def open(cls, url: str) -> SplatDataset:
+        """The dataset at an fsspec URL. Raises UserError if there is none."""
+        store = Store(url)
+        return cls(store, plan_file.load(store, GenerationPlan))
 
-    def __setstate__(self, state: tuple[Store, GenerationPlan]) -> None:
-        self.store, self.plan = state
-        self._remember()
+    def __reduce__(self) -> tuple[type, tuple[Store, GenerationPlan]]:
+        return SplatDataset, (self.store, self.plan)
 
     def require(self, indices: Indices) -> None:
         """Check that these pictures exist and their shards are committed; UserError says what is wrong otherwise."""

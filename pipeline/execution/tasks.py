@@ -59,18 +59,24 @@ class Pool:
                     running[task.remote(function, *job[1])] = job[0]
                 if not running:
                     break
-                ended, _ = ray.wait(list(running), num_returns=1, timeout=self.stall_seconds)
-                if not ended:
-                    raise UserError(
-                        f"no task ended for {self.stall_seconds:.0f} s; see that the cluster has free CPUs or GPUs,"
-                        " or allow more time with --stall-minutes"
-                    )
-                done[running.pop(ended[0])] = result(ended[0])
+                ended = first_ended(running, self.stall_seconds)
+                done[running.pop(ended)] = result(ended)
                 while following in done:
                     yield done.pop(following)
                     following += 1
         finally:
             abandon(running)
+
+
+def first_ended(refs: Iterable[ObjectRef], stall_seconds: float) -> ObjectRef:
+    """One of the tasks that has ended, after waiting for it; UserError where none does for `stall_seconds`."""
+    ended, _ = ray.wait(list(refs), num_returns=1, timeout=stall_seconds)
+    if not ended:
+        raise UserError(
+            f"no task ended for {stall_seconds:.0f} s; see that the cluster has free CPUs or GPUs, or allow more time"
+            " with --stall-minutes"
+        )
+    return ended[0]
 
 
 def abandon(refs: Iterable[ObjectRef]) -> None:

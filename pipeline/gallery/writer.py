@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.errors import UserError, check_name
+from models.errors import UserError, check_name, escaped
 from models.kernels import KERNELS
 from models.rasterize import rasterize, to_uint8
 from models.splats import MEANINGS
@@ -70,7 +70,7 @@ def write_gallery(
     check_name("kernel", plan.kernel, KERNELS)
     source.require(indices)
     claim(store)
-    title = title or source.store.url.rpartition("/")[2]
+    title = title or escaped(source.store.url.rpartition("/")[2])
     catalogue = _catalogue(plan, indices, title)
     page = Template(_asset(INDEX).decode())
     assets = {name: _asset(name) for name in (*STYLES, *SCRIPTS)}
@@ -106,7 +106,7 @@ def claim(store: Store) -> None:
     """Mark an empty or missing folder as a gallery, or find that it is one; UserError if it holds something else."""
     try:
         found = json.loads(store.read(MARKER))
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         found = None
     if found is None and (entries := store.entries()):
         raise UserError(f"{store.url} is not empty ({entries[0]!r} is in it) and no gallery: choose another --out")

@@ -22,7 +22,7 @@ from pipeline.datasets.splat_dataset import write_table
 from pipeline.datasets.summary import Summary
 from pipeline.execution.cluster import Cluster, connect
 from pipeline.execution.production import commit, produce
-from pipeline.execution.tasks import MAX_RETRIES, result
+from pipeline.execution.tasks import MAX_RETRIES, abandon, first_ended, result
 from pipeline.execution.workers import ActorWorkers
 from pipeline.generation.rollouts import kept_rollouts, rollout_sheet
 from pipeline.generation.sampling import HANDS, generate_shard
@@ -114,6 +114,10 @@ def generate(
         if rollout or keep_rollout:
             with connect() as cluster:
                 use_gpu = cluster.has_gpu(device)
-                task = show_rollouts.options(num_gpus=1) if use_gpu else show_rollouts
-                result(task.remote(rollout, keep_rollout, weights, plan, store, use_gpu))
+                task = show_rollouts.options(num_gpus=gpus_per_worker) if use_gpu else show_rollouts
+                shown = task.remote(rollout, keep_rollout, weights, plan, store, use_gpu)
+                try:
+                    result(first_ended([shown], stall_seconds))
+                finally:
+                    abandon([shown])
     return summary

@@ -36,7 +36,7 @@ def check_splats(store: Store, plan: GenerationPlan, shard: Shard) -> None:
     _check_table(store, plan.data(shard), schema(plan), len(shard.indices))
     low, high = torch.tensor([LIMITS.get(name, _INFINITE) for name in PARAMETERS]).T
     slack = ROUNDING * torch.maximum(low.abs(), high.abs()).nan_to_num(posinf=0.0)
-    for indices, fields in SplatDataset(store.url).read(shard.indices):
+    for indices, fields in SplatDataset(store, plan).read(shard.indices):
         if not torch.isfinite(fields).all():
             raise UserError(f"a number that is not finite among pictures {indices[0]}-{indices[-1]}")
         beyond = ((fields < low - slack) | (fields > high + slack)).flatten(end_dim=-2).any(dim=0)

@@ -7,12 +7,13 @@ a UserError wherever it shows, since nobody knows what the file holds.
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 
 import fsspec
@@ -138,12 +139,16 @@ def _walk(fs: Any, folder: str) -> Iterator[tuple[str, int]]:
         for path, details in fs.find(folder, detail=True).items():
             yield path, details["size"] or 0
         return
-    # Its `find` leaves out folders that may not be read without a word; here they are an error.
+    # Its `find` leaves out folders that may not be read without a word, and links to folders; here they are read, or
+    # an error.
     for details in fs.ls(folder, detail=True):
-        if details["type"] == "directory":
-            yield from _walk(fs, details["name"])
+        path = details["name"]
+        if not os.path.isdir(path):
+            yield path, details["size"]
+        elif details["islink"] and Path(folder).resolve().is_relative_to(Path(path).resolve()):
+            raise UserError(f"{path} is a link to a folder that it is in: remove it")
         else:
-            yield details["name"], details["size"]
+            yield from _walk(fs, path)
 
 
 def _suffix(path: str) -> str:

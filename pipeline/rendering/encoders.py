@@ -192,7 +192,7 @@ ENCODINGS = {
     "png": Encoding(encode_png, 2**31 - 1, lossless=True),
     "jpeg": Encoding(encode_jpeg, 65_500),
     "webp": Encoding(encode_webp, 16_383, fastest=90),
-    "avif": Encoding(encode_avif, 65_535),
+    "avif": Encoding(encode_avif, 32_768),  # what its decoders take
     "raw": Encoding(encode_ppm, 2**31 - 1, lossless=True),
     "gif": Encoding(encode_gif, 65_535, still=False, fastest=50),
     "deflate": Encoding(encode_deflate, 2**31 - 1, lossless=True),

@@ -178,9 +178,10 @@ def check_finest(region: Region, frame: Frame, rows: int, columns: int) -> None:
     x0, y0, x1, y1 = region
     pitch = min((x1 - x0) * columns / frame.inner_width, (y1 - y0) * rows / frame.inner_height)
     if pitch < FINEST_PATCHES:
+        factor = f"at least {FINEST_PATCHES / pitch:.1f} times as much" if pitch > FINEST_PATCHES / 1e6 else "more"
         raise UserError(
             f"a region of {x1 - x0:g} x {y1 - y0:g} of the picture at {frame.width}x{frame.height} pixels is finer than"
-            f" single precision resolves: show at least {FINEST_PATCHES / pitch:.1f} times as much, or fewer pixels"
+            f" single precision resolves: show {factor}, or fewer pixels"
         )
 
 

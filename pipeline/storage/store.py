@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import tempfile
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
 import fsspec
@@ -36,16 +37,17 @@ class Output:
 
 
 class Store:
-    """A folder at an fsspec URL (local path, s3://..., gs://...); names are relative to it. Can be pickled.
+    """A folder at an fsspec URL (local path, s3://..., gs://...); names are relative to it. Can be pickled, and forked.
 
     Whatever a remote store answers other than success is raised as an OSError that says what and where.
     """
 
     def __init__(self, url: str) -> None:
         try:
-            self._fs, root = fsspec.core.url_to_fs(url)
+            self._opened, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:
             raise UserError(f"cannot use {url}: {one_line(error)}") from None
+        self._given, self._process = url, os.getpid()
         protocol = self._fs.protocol if isinstance(self._fs.protocol, str) else self._fs.protocol[0]
         if protocol == "memory":
             raise UserError(f"cannot use {url}: memory:// lives in one process; use a folder or an object store")
@@ -55,6 +57,13 @@ class Store:
             raise UserError(f"cannot use {url}: name a folder in it")
         # A local path is made absolute here: worker processes may have another working directory.
         self.url = self._root if self._local else self._fs.unstrip_protocol(self._root)
+
+    @property
+    def _fs(self) -> Any:
+        # The connections of most file systems do not survive a fork, which PyTorch's DataLoader makes, say.
+        if self._process != os.getpid():
+            self._opened, self._process = fsspec.core.url_to_fs(self._given)[0], os.getpid()
+        return self._opened
 
     def path(self, name: str) -> str:
         """The full path of `name`, for messages."""
@@ -72,7 +81,11 @@ class Store:
         """Whether the file or folder `name` is there now."""
         with self._answering(name):
             self._fs.invalidate_cache()
-            return self._fs.exists(self._full(name))
+            try:
+                self._fs.info(self._full(name))  # `exists` of some file systems is False where they fail to answer
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return True
 
     def read(self, name: str) -> bytes:
         """The contents of a file; FileNotFoundError if it is not there."""
@@ -81,10 +94,15 @@ class Store:
 
     def read_many(self, names: Sequence[str]) -> dict[str, bytes]:
         """The contents of files, those left out that are not there. An object store is asked for many at once."""
-        paths = {self._full(name): name for name in names}
-        with self._answering(""):
-            found: dict[str, bytes] = self._fs.cat(list(paths), on_error="omit")
-        return {name: found[path] for path, name in paths.items() if path in found}
+        found = self._fs.cat_ranges([self._full(name) for name in names], None, None, on_error="return")
+        there: dict[str, bytes] = {}
+        for name, contents in zip(names, found, strict=True):
+            if not isinstance(contents, Exception):
+                there[name] = contents
+            elif not isinstance(contents, FileNotFoundError):
+                with self._answering(name):
+                    raise contents
+        return there
 
     def open(self, name: str, *, buffered: bool = True) -> BinaryIO:
         """Open a file for reading at random positions. Not buffered, a remote one is asked for what is read alone."""
@@ -128,7 +146,8 @@ class Store:
                 yield output
                 output.measure()
             return
-        with tempfile.NamedTemporaryFile(prefix="splatcats-") as remote:
+        # Its suffix tells the store what it is, and that tells browsers.
+        with tempfile.NamedTemporaryFile(prefix="splatcats-", suffix=PurePosixPath(name).suffix) as remote:
             output = Output(cast(BinaryIO, remote))
             yield output
             output.measure()
@@ -180,8 +199,13 @@ class Store:
 
     def remove_folder(self, name: str) -> None:
         """Remove the folder `name` and all that is in it."""
+        full = self._full(name)
         with self._answering(name):
-            self._fs.rm(self._full(name), recursive=True)
+            if self._local or not glob.has_magic(full):
+                self._fs.rm(full, recursive=True)
+            else:  # a remote file system would take it for a pattern, of other folders
+                for path in self._fs.find(full):
+                    self._fs.rm_file(path)
 
     def measure(self, names: Iterable[str]) -> tuple[int, str]:
         """The number of bytes and the SHA-256 of files, joined in the order given. OSError if one is not there."""

@@ -41,6 +41,13 @@ def shard_name(id: int) -> str:
     return f"shard-{id:05d}"
 
 
+def shard_number(name: str) -> int | None:
+    """The shard of that name; None if it is no shard's."""
+    digits = name.removeprefix("shard-")
+    plain = digits.isascii() and digits.isdigit() and len(digits) < 19
+    return int(digits) if plain and shard_name(int(digits)) == name else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What every plan has: a sorted set of pictures cut into shards of equal size, the last one smaller."""

@@ -10,19 +10,17 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from pipeline.datasets import plan_file
-from pipeline.datasets.plan import DATA, Plan, shard_name
+from pipeline.datasets.plan import DATA, Plan, shard_name, shard_number
 from pipeline.datasets.plan_file import PLAN_FILE
 from pipeline.storage.store import Store
 
 RECORDS = "_stats"
 # Read in one go: an object store answers them concurrently.
 AT_ONCE = 1000
-_RECORD_NAME = re.compile(rf"{RECORDS}/shard-(\d{{5,18}})\.json")
 _TYPES: dict[str, type] = {"int": int, "str": str, "float": float}
 
 
@@ -64,8 +62,8 @@ def record_name(shard: int) -> str:
 
 def shard_of_record(name: str) -> int | None:
     """The shard whose record has that name; None if it is no record's name."""
-    match = _RECORD_NAME.fullmatch(name)
-    return int(match[1]) if match and record_name(int(match[1])) == name else None
+    shard = shard_number(name.removeprefix(f"{RECORDS}/").removesuffix(".json"))
+    return shard if shard is not None and record_name(shard) == name else None
 
 
 def disagreement(record: Record, plan: Plan) -> str:

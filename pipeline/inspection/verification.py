@@ -16,7 +16,7 @@ import torch
 
 from models.errors import UserError, escaped
 from pipeline.datasets import plan_file
-from pipeline.datasets.plan import DATA, GenerationPlan, Plan, RenderPlan, Shard, shard_name
+from pipeline.datasets.plan import DATA, GenerationPlan, Plan, RenderPlan, Shard, shard_name, shard_number
 from pipeline.datasets.records import RECORDS, Record, disagreement, record_name, shard_of_record
 from pipeline.execution.cluster import Cluster, connect
 from pipeline.execution.production import FAILURES_FILE
@@ -158,10 +158,10 @@ def _foreign(store: Store, name: str) -> Finding:
 
 
 def _shard_of_data(name: str, plan: Plan) -> int | None:
-    digits = name.rpartition("/")[2].removeprefix("shard-").partition(".")[0]
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 19 and int(digits) < plan.num_shards):
+    shard = shard_number(name.rpartition("/")[2].partition(".")[0])
+    if shard is None or shard >= plan.num_shards:
         return None
-    return int(digits) if plan.data(plan.shard(int(digits))) == name else None
+    return shard if plan.data(plan.shard(shard)) == name else None
 
 
 def _absent(store: Store, plan: Plan, there: set[int]) -> Iterator[Finding]:

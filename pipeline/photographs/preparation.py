@@ -12,7 +12,7 @@ from typing import Any
 
 import PIL
 
-from models.errors import UserError
+from models.errors import UserError, escaped
 from pipeline.execution.progress import Ticker
 from pipeline.execution.threads import ordered
 from pipeline.photographs import photo, prepared, sources
@@ -78,7 +78,7 @@ def prepare_one(record: sources.Record, box: photo.Box | None, cap: int) -> Outc
         return Outcome(record.name, reason=photo.reason(error))
     row = {
         "id": key,
-        "source": _printable(record.name),
+        "source": escaped(record.name),
         "heldout": photo.is_heldout(key),
         "side": kept.width,
         "image64": {"bytes": image64, "path": None},
@@ -107,7 +107,7 @@ def _make(store: Store, places: list[sources.Place], options: dict[str, Any]) ->
         for outcome in ordered(one, chain.from_iterable(map(sources.records, places))):
             num_read += 1
             if outcome.row is None:
-                unreadable.append(f"{_printable(outcome.source)}: {_printable(outcome.reason)}")
+                unreadable.append(f"{escaped(outcome.source)}: {escaped(outcome.reason)}")
             elif (key := bytes.fromhex(outcome.row["id"])) in seen:
                 num_duplicates += 1
             else:
@@ -147,7 +147,7 @@ def _report(record: dict[str, Any], out: str, unreadable: list[str]) -> None:
     )
     if record["ignored"]:
         common = Counter(record["ignored"]).most_common(SHOWN)
-        kinds = ", ".join(f"{count:,} {_printable(suffix) or 'without suffix'}" for suffix, count in common)
+        kinds = ", ".join(f"{count:,} {escaped(suffix) or 'without suffix'}" for suffix, count in common)
         print(f"ignored {sum(record['ignored'].values()):,} other files: {kinds}")
     if unreadable:
         _report_unreadable(out, unreadable)
@@ -158,8 +158,3 @@ def _report_unreadable(out: str, unreadable: list[str]) -> None:
     print(f"{len(unreadable):,} could not be used (all in {out}/{prepared.UNREADABLE}):")
     for line in unreadable[:SHOWN]:
         print(f"  {line}")
-
-
-def _printable(text: str) -> str:
-    """File names may hold anything, even line breaks and what a terminal takes for commands."""
-    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

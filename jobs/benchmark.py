@@ -48,7 +48,7 @@ class Options:
     """What to measure, and where."""
 
     device: str = "auto"
-    """auto (a GPU where there is one), cuda or cpu."""
+    """auto (a GPU where there is one), cuda, or gpu, which is the same, or cpu."""
 
     only: tuple[str, ...] = ()
     """Some of draw, draw-bytes, draw-backward, network, rollout, generate, read, press, train, train-lpips; all if not
@@ -70,26 +70,28 @@ class Options:
     """Also write the figures to this file, as JSON."""
 
     def __post_init__(self) -> None:
-        check_name("device", self.device, ("auto", "cuda", "cpu"))
+        check_name("device", self.device, ("auto", "cuda", "gpu", "cpu"))
         for name in self.only:
             check_name("measurement", name, SCALING if self.scaling else (*GROUPS, *TUNING))
         if self.workers is not None and not self.scaling:
             raise UserError("--workers goes with --scaling")
         if self.workers is not None and self.workers < 1:
             raise UserError(f"--workers {self.workers}: give a number of at least 1")
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device cuda: torch finds no GPU here; use --device cpu")
+        if self.device in ("cuda", "gpu") and not torch.cuda.is_available():
+            raise UserError(f"--device {self.device}: torch finds no GPU here; use --device cpu")
         if self.device == "cpu" or not torch.cuda.is_available():
             for name in self.only:
                 if name in TUNING:
                     raise UserError(f"--only {name}: that needs a GPU")
         if self.out is not None and not Path(self.out).absolute().parent.is_dir():
             raise UserError(f"--out {self.out}: there is no folder {Path(self.out).absolute().parent}")
+        if self.out is not None and Path(self.out).is_dir():
+            raise UserError(f"--out {self.out} is a folder: give a file")
 
 
 def main(options: Options) -> None:
     """Measure, print the table, write the JSON."""
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
     if options.scaling:
         scale(options, device)
         return

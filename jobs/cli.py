@@ -29,12 +29,12 @@ def run(
     main: Callable[[Options], None],
     arguments: list[str] | None = None,
     *,
-    continues: bool = False,
+    continues: str = "",
 ) -> int:
     """Parse `arguments` (default: the command line) into `options_type`, call `main`, return the exit code.
 
     What the user can get wrong ends as one line on stderr and code 1; a bug of ours keeps its traceback. A signal ends
-    the process at once, if its own command line was parsed; of a `main` that `continues` what it began, this is said.
+    the process at once, if its own command line was parsed; from where a `main` `continues` what it began is said.
     `SPLATCATS_TRACEBACK=1` shows the traceback of user errors too.
     """
     stopped = threading.Event()
@@ -53,7 +53,7 @@ def run(
         return 1
     except KeyboardInterrupt:
         name, code = ("SIGTERM", 143) if stopped.is_set() else ("Ctrl-C", 130)
-        told = "; the same command continues from here" if continues else ""
+        told = f"; the same command continues from {continues}" if continues else ""
         print(f"stopped by {name}{told}", file=sys.stderr)
         if arguments is None:  # of this process: all is put away, and Python's own end takes seconds on a busy machine
             sys.stdout.flush()
@@ -84,17 +84,31 @@ def terminable(stopped: threading.Event) -> Iterator[None]:
 def parse(options_type: type[Options], arguments: list[str] | None) -> Options:
     """Make the options from a command line. UserError for one that cannot be read; `--help` prints and exits."""
     module = sys.modules[options_type.__module__]
-    name = module.__spec__.name if module.__spec__ else module.__name__  # `python -m` renames the module
+    program = f"python -m {module.__spec__.name if module.__spec__ else module.__name__}"  # which renames the module
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(options_type, prog=f"python -m {name}", args=arguments, description=module.__doc__)
+            return tyro.cli(options_type, prog=program, args=arguments, description=module.__doc__)
     except SystemExit as ended:
         if not ended.code:
             raise
-        # The parser answers in a frame of several lines; its words in one line are what the caller prints.
-        words = re.sub(r"[\u2500-\u257f]+|\x1b\[[0-9;]*m", " ", said.getvalue()).split()
-        raise UserError(" ".join(words)) from None
+        raise UserError(f"{plain(said.getvalue())}; {program} --help lists all options") from None
+
+
+def plain(said: str) -> str:
+    """What the parser answers, in a frame of many lines with the help of options in it, as one short line."""
+    text = " ".join(re.sub(r"[\u2500-\u257f]+|-{3,}|\x1b\[[0-9;]*m", " ", said).split())
+    text = re.split(r" (?:Got errors:|Argument helptext:|For full helptext,)", text)[0]
+    text = re.sub(r"^(Value error|Unrecognized options|Missing argument|Required options) ", "", text)
+    text = re.sub(r"no type matching \{None\}\|(\S+) could be instantiated from \[(.*?)\]\.", r"\2 is no \1", text)
+    text, _, similar = text.partition(" Perhaps you meant: ")
+    if similar:
+        names = dict.fromkeys(re.findall(r"(?<!\S)--[a-z][\w.-]*", similar))
+        text = f"{text}; perhaps you meant {' or '.join(list(names)[:3])}"
+    if lacking := re.fullmatch(r"Missing from .*?: (.*?)( Unrecognized options: .*)?", text):
+        lacked = [one.split()[0] for one in lacking[1].split("(required)") if one.strip()]
+        text = f"give {', '.join(lacked)}" + (lacking[2] or "").replace(" U", "; u")
+    return text.rstrip(".")
 
 
 def check_numbers(

@@ -60,4 +60,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(Options, main, continues=True))
+    sys.exit(run(Options, main, continues="here"))

@@ -17,6 +17,7 @@ from jobs.cli import check_numbers, counted, run
 from models import checkpoint
 from models.errors import UserError, check_name
 from models.sampler import SCHEDULES, SOLVERS, Sampling
+from pipeline.datasets import plan_file
 from pipeline.datasets.codec import CODECS, Shape
 from pipeline.datasets.indices import LARGEST, Indices
 from pipeline.datasets.plan import GenerationPlan, power_of_two_size
@@ -89,10 +90,11 @@ class Options:
     """Pictures of a morph, both ends included; 48 if not given."""
 
     rollout: str | None = None
-    """Indices, like 0-3 or 0,5,9: also draw how these became cats, to rollout.png."""
+    """Indices, like 0-3 or 0,5,9: also draw how these became cats, to rollout.png, in place of an earlier one."""
 
     keep_rollout: str | None = None
-    """Indices: also keep the splats of every step of these, in rollout.parquet, for jobs.render --animate rollout."""
+    """Indices: also keep the splats of every step of these, in rollout.parquet, for jobs.render --animate rollout; in
+    place of those of an earlier command."""
 
     stall_minutes: float = 60.0
     """Give up, and name the stuck shards, when none ends for so many minutes."""
@@ -101,7 +103,9 @@ class Options:
     """Only print what would be made."""
 
     def __post_init__(self) -> None:
-        if (self.count is None) == (self.between is None):
+        if self.count is not None and self.between is not None:
+            raise UserError("--count and --between do not go together: a morph has --frames pictures")
+        if self.count is None and self.between is None:
             raise UserError("give --count, the number of pictures, or --between, two of them to morph")
         if self.between is not None:
             parse_between(self.between)
@@ -171,7 +175,8 @@ def main(options: Options) -> None:
     plan = make_plan(options, weights)
     store = Store(options.out)
     if options.dry_run:
-        print(describe(plan))
+        begun = plan_file.check(store, plan)
+        print(describe(plan) + (f"\nbegun in {store.url} already" if begun else ""))
         return
     summary = generate(
         plan,
@@ -194,7 +199,7 @@ def describe(plan: GenerationPlan) -> str:
     size = plan.count * splats * SPLAT_BYTES[plan.precision]
     hours = plan.count * plan.steps / CALLS_PER_SECOND / 3600
     return (
-        f"{plan.num_shards:,} shards of up to {plan.shard_size:,} pictures, {plan.count:,} pictures,"
+        f"{counted(plan.num_shards, 'shard')} of up to {plan.shard_size:,} pictures, {plan.count:,} pictures,"
         f" {plan.count * plan.steps:,} network calls in batches of {plan.batch_size}\n"
         f"about {size / 1e6:,.1f} MB, assuming {SPLAT_BYTES[plan.precision]} bytes a splat, {splats:,} splats a picture"
         f"\nabout {hours:,.2g} GPU-hours, assuming {CALLS_PER_SECOND:,} network calls a second, as one"
@@ -203,4 +208,4 @@ def describe(plan: GenerationPlan) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(Options, main, continues=True))
+    sys.exit(run(Options, main, continues="here"))

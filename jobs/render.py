@@ -81,8 +81,8 @@ class Options:
     """png, jpeg, webp, avif or raw (PPM: a short header, then bytes); animations: webp or gif; tiff: deflate. The first
     that the format takes if not given."""
 
-    quality: int = 90
-    """1 to 100, for jpeg, webp and avif."""
+    quality: int | None = None
+    """1 to 100, for jpeg, webp and avif; 90 if not given."""
 
     indices: str | None = None
     """Which pictures, like 0-15 (inclusive) or 3,7,20-29; all if not given."""
@@ -163,6 +163,8 @@ def make_plan(options: Options, source: SplatDataset) -> RenderPlan:
     fps = options.fps or FRAMES_PER_SECOND[motion]
     output, encoding = choose(options.format, options.encoding, width, height, frames, fps)
     format = FORMATS[output]
+    if ENCODINGS[encoding].lossless and options.quality is not None:
+        raise UserError(f"--quality {options.quality}: {encoding} is lossless and has none; give another --encoding")
     if options.shard_size is not None and options.shard_size > format.pictures_per_shard:
         raise UserError(f"--shard-size {options.shard_size}: {output} takes at most {format.pictures_per_shard:,}")
     if motion == "pictures":
@@ -185,7 +187,7 @@ def make_plan(options: Options, source: SplatDataset) -> RenderPlan:
         view=options.view,
         output=output,
         encoding=encoding,
-        quality=0 if ENCODINGS[encoding].lossless else options.quality,
+        quality=0 if ENCODINGS[encoding].lossless else options.quality or 90,
         threads=1,
         motion=motion,
         path=zoom_text(parse_zoom(options.zoom)) if options.zoom is not None else "",
@@ -226,4 +228,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run(Options, main, continues=True))
+    sys.exit(run(Options, main, continues="here"))

@@ -39,7 +39,7 @@ def main(options: Options) -> None:
         print(f"{name} failed: {reason}")
     if not status.complete:
         missing = status.shards - status.done
-        remedy = "wait for it" if status.at_work else "run the command that made it again"
+        remedy = "wait for it, or run the command again" if status.at_work else "run the command that made it again"
         raise UserError(f"{store.url} is not complete: {missing:,} of {status.shards:,} shards are missing; {remedy}")
 
 

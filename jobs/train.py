@@ -55,8 +55,9 @@ class Options:
     lpips: str | None = None
     """File of perceptual weights; without it training runs without the perceptual term."""
 
-    batch: int = 512
-    """Pictures a step, over all workers."""
+    batch: int | None = None
+    """Pictures a step, over all workers; 512 on GPUs and 64 on CPUs if not given. In a step of the default model each
+    takes 20 to 40 MB."""
 
     learning_rate: float = 6e-4
     """Peak learning rate of AdamW."""
@@ -98,10 +99,10 @@ class Options:
     """Weights and schedules of the loss."""
 
     report_every: int = 50
-    """Steps between lines of progress."""
+    """Steps between lines of progress; on CPUs there is one every 20 seconds at least."""
 
     save_every: int = 2000
-    """Steps between checkpoints."""
+    """Steps between checkpoints, of which there is one every ten minutes at least."""
 
     def __post_init__(self) -> None:
         check_name("kernel", self.kernel, KERNELS)
@@ -120,7 +121,7 @@ class Options:
             raise UserError(f"--distil {self.distil}: give 1, 2, 4 or 8 calls, or 0 for no student")
         if not self.ema_widths or not all(0 < width < 0.28 for width in self.ema_widths):
             raise UserError(f"--ema-widths {self.ema_widths}: give one or more numbers above 0 and below 0.28")
-        if self.batch % self.workers:
+        if self.batch is not None and self.batch % self.workers:
             raise UserError(f"--batch {self.batch} is not a multiple of --workers {self.workers}")
         if self.width % (4 * self.heads):
             raise UserError(f"--width {self.width} is not a multiple of 4 times --heads {self.heads}")
@@ -141,15 +142,26 @@ def main(options: Options) -> None:
         print("no --lpips file: training without the perceptual term; pictures will be softer")
     else:
         load_lpips(options.lpips)
-    distributed.claim(options.out)
     model, start = options.model(), None
     weights = options.weights or (str(checkpoint.PRETRAINED) if options.distil else None)
     if weights is not None:
         data = checkpoint.read(weights)
         model, start = checkpoint.parse(data, weights).config, checkpoint.fingerprint(data)
+    distributed.claim(options.out)
+    with connect() as cluster:
+        if cluster.gpus:
+            cluster.require_gpus(options.workers)
+        batch = options.batch or (512 if cluster.gpus else 64) // options.workers * options.workers
+        settings = make_run(options, model, start, weights, batch)
+        last = distributed.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(options.workers, 1))
+    print(f"trained {last['step']:,.0f} steps in {last['minutes']:.1f} minutes: {options.out}/weights.safetensors")
+
+
+def make_run(options: Options, model: DenoiserConfig, start: str | None, weights: str | None, batch: int) -> Run:
+    """The run that the options ask for: `batch` pictures a step, from `weights` with the fingerprint `start`."""
     recipe = Recipe(
         model=model,
-        batch=options.batch,
+        batch=batch,
         learning_rate=options.learning_rate,
         warmup=options.warmup,
         decay=options.decay,
@@ -164,7 +176,7 @@ def main(options: Options) -> None:
         seed=options.seed,
     )
     budget = Budget(options.steps, options.minutes, options.report_every, options.save_every)
-    settings = Run(
+    return Run(
         photos=options.photos and absolute(options.photos),
         out=options.out,
         recipe=recipe,
@@ -173,11 +185,6 @@ def main(options: Options) -> None:
         lpips=options.lpips and absolute(options.lpips),
         weights=weights and absolute(weights),
     )
-    with connect() as cluster:
-        if cluster.gpus:
-            cluster.require_gpus(options.workers)
-        last = distributed.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(options.workers, 1))
-    print(f"trained {last['step']:,.0f} steps in {last['minutes']:.1f} minutes: {options.out}/weights.safetensors")
 
 
 def absolute(url: str) -> str:
@@ -186,4 +193,4 @@ def absolute(url: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(run(Options, main, continues=True))
+    sys.exit(run(Options, main, continues="the last checkpoint, if there is one"))

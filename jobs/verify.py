@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from jobs.cli import check_numbers, run
+from jobs.cli import check_numbers, counted, run
 from models.errors import UserError
 from pipeline.inspection.verification import Finding, repair, verify
 from pipeline.storage.store import Store
@@ -44,17 +44,21 @@ def main(options: Options) -> None:
     def found(finding: Finding) -> None:
         print(finding, flush=True)
 
-    plan, findings, bad = verify(store, found=found, stall_seconds=options.stall_minutes * 60)
-    if not findings:
-        print(f"{store.url} is whole and sound: {plan.num_shards:,} shards, {len(plan.pictures):,} pictures")
+    report = verify(store, found=found, stall_seconds=options.stall_minutes * 60)
+    plan = report.plan
+    if not report.findings:
+        shards, pictures = counted(plan.num_shards, "shard"), counted(len(plan.pictures), "picture")
+        print(f"{store.url} is whole and sound: {shards}, {pictures}")
         return
     remedy = "run the command that made it again"
-    if options.repair:
-        repair(store, plan, bad)
-        remedy = f"removed {len(bad)} bad shards; {remedy}, which makes what is missing"
-    elif bad:
-        remedy = f"--repair removes the {len(bad)} bad shards; then {remedy}"
-    raise UserError(f"{store.url} is not sound: {findings} findings; {remedy}")
+    if not report.bad and not report.missing:
+        remedy = "see to what is named above"
+    elif options.repair:
+        repair(store, plan, report.bad)
+        remedy = f"removed {len(report.bad)} bad shards; {remedy}, which makes what is missing"
+    elif report.bad:
+        remedy = f"--repair removes the {len(report.bad)} bad shards; then {remedy}"
+    raise UserError(f"{store.url} is not sound: {counted(report.findings, 'finding')}; {remedy}")
 
 
 if __name__ == "__main__":

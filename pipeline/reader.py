@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import operator
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, SupportsIndex, overload
 
@@ -139,11 +139,19 @@ class Cats(Sequence[Cat]):
         if isinstance(place, slice):
             return Cats(self.dataset, self.indices[place])
         try:
-            number = _number(place)  # type: ignore[arg-type]
-        except TypeError:
-            return Cats(self.dataset, [self.indices[_number(p)] for p in place])  # type: ignore[union-attr]
-        index = self.indices[number]
+            index = self._index(place)  # type: ignore[arg-type]
+        except TypeError:  # arrays of numbers are known by this alone
+            if not isinstance(place, Iterable):
+                raise TypeError(f"cats are chosen by whole numbers, slices and lists, not by {place!r}") from None
+            return Cats(self.dataset, [self._index(one) for one in place])
         return Cat(index, self.splats([index])[0], self.plan)
+
+    def _index(self, place: SupportsIndex) -> int:
+        """The number of the picture at a place, from the end if below 0."""
+        number = _number(place)
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"there is no cat {number}: there are {len(self):,}")
+        return self.indices[number]
 
     def __repr__(self) -> str:
         return f"<{len(self):,} cats of {self.dataset.store.url}>"

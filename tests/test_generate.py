@@ -14,6 +14,9 @@ def test_a_dry_run_prints_the_size_and_writes_nothing(tiny_weights, tmp_path, ca
     assert "about 16,998.4 MB, assuming 16.6 bytes a splat, 1,024 splats a picture" in told
     assert "about 0.01 GPU-hours, assuming 54,400 network calls a second" in told
     assert not (tmp_path / "none").exists()
+    (tmp_path / "notes.txt").touch()
+    assert command(*arguments(tmp_path, tiny_weights, "--dry-run")) == 1
+    assert "holds notes.txt but no plan.json" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -31,7 +34,7 @@ def test_a_dry_run_prints_the_size_and_writes_nothing(tiny_weights, tmp_path, ca
         (["--rollout", "0-22"], "--count 22 makes the pictures 0-21"),
         (["--rollout", "a-b"], "cannot read the indices 'a-b'"),
         (["--keep-rollout", "22"], "--keep-rollout 22: --count 22 makes the pictures 0-21"),
-        (["--between", "1,2"], "give --count, the number of pictures, or --between"),
+        (["--between", "1,2"], "--count and --between do not go together"),
         (["--weights", "nowhere.safetensors"], "no weights at nowhere.safetensors"),
         (["--out", "nonsense://x"], "cannot use nonsense://x"),
         (["--out", "/dev/null/x"], "cannot use /dev/null/x"),

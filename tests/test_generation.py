@@ -25,7 +25,9 @@ from pipeline.datasets import records, rollout_file
 from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan_file import PLAN_FILE
 from pipeline.datasets.splat_dataset import SplatDataset
+from pipeline.execution.production import produce
 from pipeline.generation.sampling import generate_shard
+from pipeline.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 COUNT = 22
@@ -119,7 +121,7 @@ def test_kept_rollouts_hold_every_step_and_end_as_the_dataset(splats):
     assert b"meaning" in pq.read_schema(splats / "rollout.parquet").metadata[b"splatcats"]
 
 
-def test_a_flipped_bit_of_a_kept_rollout_is_found(splats, tmp_path):
+def test_a_flipped_bit_of_a_kept_rollout_is_found(splats, tmp_path, capsys):
     shutil.copytree(splats, tmp_path / "set")
     path = tmp_path / "set" / "rollout.parquet"
     data = bytearray(path.read_bytes())
@@ -127,6 +129,10 @@ def test_a_flipped_bit_of_a_kept_rollout_is_found(splats, tmp_path):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"rollout\.parquet is damaged .* with --keep-rollout"):
         list(rollout_file.read(SplatDataset.open(str(tmp_path / "set")), Indices.parse("3,9")))
+    assert cli.run(verify.Options, verify.main, [str(tmp_path / "set")]) == 1
+    said = capsys.readouterr()
+    assert f"{path}: is damaged" in said.out
+    assert "1 finding; see to what is named above" in said.err
 
 
 def test_a_morph_goes_from_one_picture_of_a_dataset_to_another(clean, tiny_weights, tmp_path):
@@ -201,6 +207,16 @@ def test_without_a_cluster_or_among_other_files_nothing_is_written(tiny_weights,
     (out / "README.md").write_text("mine")
     assert command(*arguments(out, tiny_weights)) == 1
     assert [path.name for path in out.iterdir()] == ["README.md"]
+
+
+def test_workers_that_cannot_be_had_leave_nothing(ray_cluster, clean, tmp_path):
+    def no_gpu(cluster):
+        raise UserError("no GPU here")
+
+    store = Store(str(tmp_path / "set"))
+    with pytest.raises(UserError, match="no GPU here"):
+        produce(SplatDataset.open(str(clean)).plan, store, no_gpu, str, stall_seconds=1.0)
+    assert store.entries() == []
 
 
 @pytest.mark.slow

@@ -27,8 +27,9 @@ from jobs import cli
 
 ROOT = Path(__file__).parents[1]
 RUNTIME_ENV = "cluster/runtime_env.yaml"  # what the README tells users to give
-CONTINUE = {"demo", "generate", "render", "train"}  # what they have when they are stopped
-COMMANDS = sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if "__main__" in path.read_text())
+# What they have when they are stopped.
+CONTINUE = dict.fromkeys(["demo", "generate", "render"], "here") | {"train": "the last checkpoint, if there is one"}
+COMMANDS = sorted(path.stem for path in (ROOT / "jobs").glob("[a-z]*.py") if "__main__" in path.read_text())
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -47,6 +48,27 @@ def test_help_shows_an_example_and_every_option(name: str, capsys: pytest.Captur
         assert f"--{field.name.replace('_', '-')}" in shown or f"] {field.name.upper()}" in shown
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--count", "1e3", "--out", "x"], "Error parsing --count: '1e3' is no INT"),
+        (["--conut", "3", "--out", "x"], "Unrecognized options: --conut, 3; perhaps you meant --count or --out"),
+        (["--conut", "3"], "give --out; unrecognized options: --conut 3"),
+        (["--count", "3"], "give --out"),
+        (["--out", "x", "--steps"], "Missing value for argument '--steps'. Expected 1 values"),
+    ],
+)
+def test_options_that_cannot_be_read_are_named_in_a_short_line(arguments, said, capsys):
+    job = importlib.import_module("jobs.generate")
+    assert cli.run(job.Options, job.main, arguments) == 1
+    assert capsys.readouterr().err == f"error: {said}; python -m jobs.generate --help lists all options\n"
+
+
+def test_the_package_lists_its_commands():
+    listed = subprocess.run([sys.executable, "-m", "jobs"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert [line.split()[2] for line in listed.stdout.splitlines()] == [f"jobs.{name}" for name in COMMANDS]
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_that_is_stopped_says_whether_it_continues(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -60,7 +82,7 @@ def test_a_command_that_is_stopped_says_whether_it_continues(
     with pytest.raises(SystemExit) as ended:
         runpy.run_module(f"jobs.{name}", run_name="__main__")
     assert ended.value.code == 130
-    told = "; the same command continues from here" if name in CONTINUE else ""
+    told = f"; the same command continues from {CONTINUE[name]}" if name in CONTINUE else ""
     assert capsys.readouterr().err == f"stopped by Ctrl-C{told}\n"
 
 

@@ -85,8 +85,9 @@ def test_cats_slices_lists_and_loops_are_the_pictures_of_their_numbers(splats, f
             cats[wrong]
     with pytest.raises(IndexError, match="has the pictures 0-229"):
         cats.splats([5, COUNT])
-    with pytest.raises(TypeError):
-        cats["7"]
+    for wrong in ("7", 1.5):
+        with pytest.raises(TypeError):
+            cats[wrong]
 
 
 def test_numbers_may_be_a_tensor(splats, fields):

@@ -65,6 +65,7 @@ def test_incomplete_splats_are_refused_except_for_what_is_there(splats, tmp_path
         (["--format", "zip"], "unknown format 'zip'; known: dzi, files, parquet, tiff, webdataset"),
         (["--encoding", "bmp"], "unknown encoding 'bmp'; known: avif, deflate, gif, jpeg, png, raw, webp"),
         (["--quality", "0"], "--quality 0"),
+        (["--quality", "50"], "--quality 50: png is lossless"),
         (["--indices", "0-20"], "there is no picture 20"),
         (["--indices", "3-1"], "run backwards"),
         (["--splats", "/dev/null"], "not a dataset of splats"),

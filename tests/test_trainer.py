@@ -17,6 +17,7 @@ from models import checkpoint
 from models.denoiser import Denoiser, DenoiserConfig
 from models.errors import UserError
 from models.sampler import noise, sample
+from pipeline.training import trainer
 from pipeline.training.augmentation import LABELS
 from pipeline.training.batches import Pictures
 from pipeline.training.recipe import Budget, Recipe, learning_rate
@@ -66,6 +67,22 @@ def run(photographs: TrainingSet, reports: Reports, work: Path, budget: Budget, 
     work.mkdir()
     train(state, RECIPE, budget, Pictures(photographs, CPU), outlet=reports, work=work)
     return state
+
+
+def test_slow_steps_are_reported_one_by_one(
+    photographs: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the minutes of a run are looked at, and users see that it lives."""
+    monkeypatch.setattr(trainer, "PATIENCE", 0.0)
+    reports = Reports(tmp_path)
+    run(photographs, reports, tmp_path / "work", Budget(steps=3, report_every=1000))
+    assert [int(metrics["step"]) for metrics in reports.metrics] == [1, 2, 3]
+
+
+def test_checkpoints_are_made_by_the_clock_too(photographs: TrainingSet, tmp_path: Path) -> None:
+    reports = Reports(tmp_path)
+    run(photographs, reports, tmp_path / "work", Budget(steps=3, report_every=1, save_every=1000, save_minutes=0.0))
+    assert reports.kept == ["step-1", "step-2", "step-3"]
 
 
 def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(photographs: TrainingSet, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from processes import kill_session, ray_workers, stop, wait_for_session_end
+from ray.train import ControllerError
 
 from jobs import cli
 from jobs import train as job
@@ -230,6 +231,22 @@ def test_mistakes_get_one_line_and_leave_nothing(prepared_cats, tmp_path, capsys
     assert message in output.err
     assert output.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_in_a_folder_without_a_run_are_not_overwritten(prepared_cats, tiny_weights, tmp_path, capsys):
+    mine = tmp_path / "weights.safetensors"
+    mine.write_bytes(tiny_weights.read_bytes())
+    assert command(*arguments(prepared_cats, tmp_path), "--weights", str(mine)) == 1
+    assert "holds weights.safetensors but no training run" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [mine.name]
+    assert mine.read_bytes() == tiny_weights.read_bytes()
+
+
+def test_memory_that_is_too_small_is_one_line():
+    said = distributed.explain(
+        ControllerError(RuntimeError("killed due to the node running low on memory")), None, None
+    )
+    assert said == "this machine's memory is too small: give a smaller --batch and another --out, or fewer --workers"
 
 
 def test_how_long_to_train_must_be_said(prepared_cats, tmp_path, capsys):

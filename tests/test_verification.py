@@ -73,7 +73,7 @@ def test_every_kind_of_damage_is_found_once_repaired_and_made_again(few_splats, 
     assert not list(out.glob("_stats/shard-0000[0-3].json"))
     assert [path.read_bytes() for path in foreign] == [b"mine"] * 3
     assert check(out) == 1
-    assert "shard-00000 to shard-00003: missing" in capsys.readouterr().out
+    assert "data/shard-00000.parquet to data/shard-00003.parquet: missing" in capsys.readouterr().out
 
     assert make_few(out, tiny_weights) == 0
     assert not torn.exists()
@@ -156,6 +156,9 @@ def test_the_status_of_a_run_at_work_and_of_one_that_stopped(few_splats, tmp_pat
     assert "shard-00003 failed: no cats left" in said.out
     assert "in vain" not in said.out
     assert "1 of 4 shards are missing; wait for it" in said.err
+    finish([10.2, 10.1, 10.0])  # three workers, which began at about the same time
+    assert progress(out) == 1
+    assert "0.4/s  eta 5s" in capsys.readouterr().out
     finish([86_440, 86_420, 600])  # the night between is no time of work
     assert progress(out) == 1
     said = capsys.readouterr()

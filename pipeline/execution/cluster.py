@@ -26,7 +26,7 @@ from models.errors import UserError, check_name, one_line
 
 # Only weights and small records pass through the object store: pictures and splats are written where they are made.
 OBJECT_STORE_BYTES = 256 * 2**20
-DEVICES = ("auto", "cpu", "gpu")
+DEVICES = ("auto", "cpu", "gpu", "cuda")  # the last two are the same
 LOOK_SECONDS = 2.0
 # How long a SIGTERM may wait for a Ray that is starting, which takes 4 s and, on a busy machine, much longer.
 PATIENCE_SECONDS = 1.5
@@ -71,9 +71,11 @@ class Cluster:
     def has_gpu(self, device: str) -> bool:
         """Whether work is to run on GPUs, for `device` of DEVICES; UserError if it must and cannot."""
         check_name("device", device, DEVICES)
-        if device == "gpu" and self.local and not self.gpus:
-            raise UserError("--device gpu: this machine has no GPU that Ray can see; use --device cpu")
-        return device == "gpu" or (device == "auto" and self.gpus > 0)
+        if device == "auto":
+            return self.gpus > 0
+        if device != "cpu" and self.local and not self.gpus:
+            raise UserError(f"--device {device}: this machine has no GPU that Ray can see; use --device cpu")
+        return device != "cpu"
 
     def gpu_room(self, share: float) -> int:
         """How many processes with `share` of a GPU each have room on the GPUs that there are now."""

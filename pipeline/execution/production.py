@@ -47,7 +47,10 @@ def produce(
     console = Console()
     if len(done) < plan.num_shards:
         with connect() as cluster:
-            plan_file.claim(store, plan)  # only now: without a cluster nothing is left behind
+            workers = start_workers(cluster)
+            plan_file.claim(
+                store, plan
+            )  # only now: without a cluster, or a GPU that is asked for, nothing is left behind
             metrics = Metrics(plan.kind, store.url)
 
             def report(progress: Progress, last: bool) -> None:
@@ -56,7 +59,7 @@ def produce(
 
             missing = (shard for shard in plan.shards() if shard.id not in done)
             try:
-                run_shards(missing, start_workers(cluster), progress, stall_seconds=stall_seconds, report=report)
+                run_shards(missing, workers, progress, stall_seconds=stall_seconds, report=report)
             finally:
                 _keep_failures(store, progress.failures)
         # Of workers that were killed while they wrote: by now, or just before this run, when the last thread of such a

@@ -31,7 +31,7 @@ from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan import CODE_VERSION, GenerationPlan
 from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.execution.threads import ordered
-from pipeline.storage.store import Store
+from pipeline.storage.store import Store, using
 
 MARKER = "gallery.json"
 INDEX = "index.html"
@@ -104,10 +104,11 @@ def write_gallery(
 
 def claim(store: Store) -> None:
     """Mark an empty or missing folder as a gallery, or find that it is one; UserError if it holds something else."""
-    try:
-        found = json.loads(store.read(MARKER))
-    except (FileNotFoundError, ValueError, RecursionError):
-        found = None
+    with using(store):
+        try:
+            found = json.loads(store.read(MARKER))
+        except (FileNotFoundError, ValueError, RecursionError):
+            found = None
     if found is None and (entries := store.entries()):
         raise UserError(f"{store.url} is not empty ({entries[0]!r} is in it) and no gallery: choose another --out")
     if found is not None and found != KIND:

@@ -16,7 +16,7 @@ from pipeline.execution.progress import duration
 from pipeline.storage.store import Store
 
 # The rate is that of the newest so many shards.
-RECENT = 256
+RECENT = 4096
 # No pause is shorter, in seconds; else one is as long as three of the longest recent shards.
 PATIENCE = 60.0
 
@@ -86,14 +86,19 @@ def survey(store: Store) -> Status:
 
 def _rate(newest: list[tuple[float, int, float]], pause: float) -> float:
     """Pictures a second from the newest commit back to the first pause: while nothing ran is no time of work."""
-    rows, span = 0, 0.0
-    for (later, count, _), (earlier, _, _) in itertools.pairwise(newest):
-        if later - earlier > pause:
+    run = newest[:1]
+    for before, record in itertools.pairwise(newest):
+        if before[0] - record[0] > pause:
             break
-        rows, span = rows + count, span + later - earlier
-    if span:
-        return rows / span
-    return newest[0][1] / newest[0][2] if newest and newest[0][2] else 0.0
+        run.append(record)
+    if not run:
+        return 0.0
+    # From commit to commit, all but the first are counted; as long as that is no longer than a shard takes, from where
+    # the first was begun, since of several workers all end their first shards at about the same time.
+    rows, span = sum(count for _, count, _ in run[:-1]), run[0][0] - run[-1][0]
+    if span <= max(seconds for _, _, seconds in run):
+        rows, span = rows + run[-1][1], run[0][0] - min(finished - seconds for finished, _, seconds in run)
+    return rows / span if span > 0.0 else 0.0
 
 
 def _failures(store: Store) -> dict[str, str]:

@@ -9,15 +9,17 @@ they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ray
 import torch
 
 from models.errors import UserError, escaped
-from pipeline.datasets import plan_file
-from pipeline.datasets.plan import DATA, GenerationPlan, Plan, RenderPlan, Shard, shard_name, shard_number
+from pipeline.datasets import plan_file, rollout_file
+from pipeline.datasets.plan import DATA, GenerationPlan, Plan, RenderPlan, Shard, shard_number
 from pipeline.datasets.records import RECORDS, Record, disagreement, record_name, shard_of_record
+from pipeline.datasets.rollout_file import ROLLOUTS
+from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.execution.cluster import Cluster, connect
 from pipeline.execution.production import FAILURES_FILE
 from pipeline.execution.progress import Console, Progress
@@ -40,6 +42,16 @@ class Finding:
         return escaped(f"{self.path}: {self.reason}")
 
 
+@dataclass
+class Report:
+    """What was found in a dataset: how many findings, the bad shards, and whether some are missing."""
+
+    plan: Plan
+    findings: int = 0
+    bad: set[int] = field(default_factory=set)
+    missing: bool = False
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What was found in one shard; `rows`: how many pictures it has if it is sound."""
@@ -53,25 +65,23 @@ def verify(
     *,
     found: Callable[[Finding], None],
     stall_seconds: float = 3600.0,
-) -> tuple[Plan, int, set[int]]:
+) -> Report:
     """Read the dataset at `store` whole and give what is wrong to `found`, one finding at a time.
 
-    Returns its plan, the number of findings, and the bad shards, to be given to `repair`. A run that is at work in
-    the same place makes shards without records, which are findings. UserError if there is no dataset.
+    A run that is at work in the same place makes shards without records, which are findings. UserError if there is no
+    dataset.
     """
     plan = plan_file.load(store, Plan)
     shards, foreign = _survey(store, plan)
-    findings = 0
-    bad: set[int] = set()
+    report = Report(plan, missing=len(shards) < plan.num_shards)
 
     def take(finding: Finding) -> None:
-        nonlocal findings
-        findings += 1
+        report.findings += 1
         if finding.shard is not None:
-            bad.add(finding.shard)
+            report.bad.add(finding.shard)
         found(finding)
 
-    for finding in [*foreign, *_absent(store, plan, shards)]:
+    for finding in [*foreign, *_absent(store, plan, shards), *_rollouts(store, plan)]:
         take(finding)
     progress = Progress(len(shards), total_pictures=sum(len(plan.shard(id).indices) for id in shards))
     if shards:
@@ -81,7 +91,7 @@ def verify(
             run_shards(
                 map(plan.shard, sorted(shards)), workers, progress, stall_seconds=stall_seconds, report=console.show
             )
-    return plan, findings, bad
+    return report
 
 
 def repair(store: Store, plan: Plan, shards: Iterable[int]) -> None:
@@ -169,8 +179,8 @@ def _absent(store: Store, plan: Plan, there: set[int]) -> Iterator[Finding]:
     first = 0
     for id in [*sorted(there), plan.num_shards]:
         if id > first:
-            names = shard_name(first) if id - first == 1 else f"{shard_name(first)} to {shard_name(id - 1)}"
-            yield Finding(store.path(names), "missing")
+            ends = [plan.data(plan.shard(end)) for end in ([first] if id - first == 1 else [first, id - 1])]
+            yield Finding(store.path(" to ".join(ends)), "missing")
         first = id + 1
 
 
@@ -195,3 +205,15 @@ class _Verifiers(TaskWorkers):
                 for finding in end.result.findings:
                     self._take(finding)
         return ended
+
+
+def _rollouts(store: Store, plan: Plan) -> Iterator[Finding]:
+    """What is wrong with the rollouts kept beside splats, where there are any."""
+    if not isinstance(plan, GenerationPlan) or not store.exists(ROLLOUTS):
+        return
+    source, path = SplatDataset(store, plan), store.path(ROLLOUTS)
+    try:
+        for _ in rollout_file.read(source, rollout_file.kept(source)):
+            pass
+    except UserError as error:
+        yield Finding(path, str(error).removeprefix(f"{path} "))

@@ -39,6 +39,11 @@ SCHEMA = schema(
 )
 
 
+def is_ours(name: str) -> bool:
+    """Whether a set, finished or not, has files of that name."""
+    return name in (RECORD, UNREADABLE) or _FILE_NAME.fullmatch(name) is not None
+
+
 def read_record(fs: Any, root: str, url: str) -> dict[str, Any] | None:
     """What prepared.json says, None where there is none; UserError if it is of a later format or cannot be read."""
     try:

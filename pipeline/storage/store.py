@@ -43,6 +43,8 @@ class Store:
     """
 
     def __init__(self, url: str) -> None:
+        if not url:
+            raise UserError("an empty text is no place: give a folder or URL")
         try:
             self._opened, root = fsspec.core.url_to_fs(url)
         except (ImportError, ValueError) as error:

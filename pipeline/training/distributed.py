@@ -34,6 +34,7 @@ README = """A training run of splatcats. `weights.safetensors` holds the average
 `history.json` what was reported; `sheets/` the same noises as cats at every checkpoint. The folders `checkpoint_...`
 are what the same command continues from.
 """
+HEAD = README.index(".")  # of a README, by which a run is known
 
 
 def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]:
@@ -84,15 +85,22 @@ def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]
 
 
 def claim(out: str) -> None:
-    """Make the folder of a run, or find it. Raises UserError where it cannot be written to."""
+    """Make the folder of a run, or find it. UserError where it cannot be written to, or has other files and no run."""
     store = Store(out)
     with using(store):
-        if not store.exists("README.md"):  # somebody's own, in a folder that was not meant for a run
+        found = store.entries()
+        ours = not found or ("README.md" in found and store.read("README.md").startswith(README.encode()[:HEAD]))
+        if not ours and not any(name.startswith("checkpoint_") for name in found):
+            shown = ", ".join(found[:3]) + (" and more" if len(found) > 3 else "")
+            raise UserError(f"{store.url} holds {shown} but no training run: give a new or empty place as --out")
+        if not found:
             store.write("README.md", README.encode())
 
 
 def explain(error: TrainingFailedError, settings: Run, fault: str | None) -> str | None:
     """What ended training, where that is no bug of ours: in one line, with a remedy. `fault` is a worker's OSError."""
+    if "low on memory" in str(error):
+        return "this machine's memory is too small: give a smaller --batch and another --out, or fewer --workers"
     if isinstance(error, ControllerError):
         if "StartupTimeout" not in type(error.controller_failure).__name__:
             return None

@@ -44,12 +44,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to train: until the first of the two is reached, and how often to report and to save."""
+    """How long to train: until the first of the two is reached, and how often to report and to save, at the latest."""
 
     steps: int | None = None
     minutes: float | None = None
     report_every: int = 50
     save_every: int = 2000
+    save_minutes: float = 10.0
 
     def progress(self, step: int, seconds: float) -> float:
         """Part done, 0 to 1, the larger of the two."""

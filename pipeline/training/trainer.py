@@ -28,6 +28,8 @@ from pipeline.training.keeper import Keeper
 from pipeline.training.recipe import Budget, Recipe, learning_rate
 from pipeline.training.state import State
 
+PATIENCE = 20.0  # seconds without a report
+
 
 class Outlet(Protocol):
     """Where what training yields goes. Metrics are plain numbers by name, of the steps since those before."""
@@ -87,6 +89,7 @@ def train(
     log = Meter(state, recipe, budget, device)
     metrics: dict[str, float] = {}
     keeper = Keeper(recipe, source, heldout, work, outlet.keep) if rank == 0 else None
+    saved = state.seconds
     with ThreadPoolExecutor(1) as ahead:
         upcoming = ahead.submit(make, state.step, rank, ranks)
         while log.progress < 1.0:
@@ -104,16 +107,18 @@ def train(
             state.update_averages(recipe.ema_widths)
             log.add(terms)
             save = state.step % budget.save_every == 0 or budget.steps == state.step
-            if save or state.step % budget.report_every == 0:
+            if save or log.due(ranks):
                 try:
                     metrics = log.flush(ranks)
                 except UserError:
                     outlet.report(metrics, keeper and settle(keeper, state, metrics, wait=True))
                     raise
-                save = save or log.progress >= 1.0
+                save = save or log.progress >= 1.0 or state.seconds - saved >= 60.0 * budget.save_minutes
                 kept = keeper and settle(keeper, state, metrics, wait=save)
-                if keeper and save:
-                    keeper.begin(state)
+                if save:
+                    saved = state.seconds
+                    if keeper:
+                        keeper.begin(state)
                 if keeper and log.progress < 1.0:
                     outlet.tell(metrics)
                 outlet.report(metrics, kept)
@@ -143,6 +148,20 @@ class Meter:
         self.steps = 0
         self.since = time.monotonic()
         self.progress = budget.progress(state.step, state.seconds)
+
+    def due(self, ranks: int) -> bool:
+        """Whether a report is; the same on every rank.
+
+        On CPUs, whose steps may take seconds, not only after so many of them. A GPU would wait for the question.
+        """
+        if self.state.step % self.budget.report_every == 0:
+            return True
+        if self.device.type != "cpu":
+            return False
+        late = torch.tensor(int(time.monotonic() - self.since > PATIENCE))
+        if ranks > 1:
+            dist.all_reduce(late)
+        return bool(late)
 
     def add(self, terms: dict[str, Tensor]) -> None:
         """Take one step's terms."""

@@ -41,6 +41,7 @@
       return row;
     }));
     dialog.showModal();
+    dialog.scrollTop = 0; // the button at its end has the focus
   };
 
   splatcats.listenToKeys = (viewer) => {

@@ -1,0 +1,20 @@
+"""The commands; each has --help."""
+
+import pkgutil
+import sys
+from importlib import resources
+
+import jobs
+
+
+def main() -> None:
+    """List the commands, each with the first line of what it says of itself."""
+    for module in pkgutil.iter_modules(jobs.__path__):
+        text = resources.files(jobs).joinpath(f"{module.name}.py").read_text()
+        if "__main__" in text and not module.name.startswith("_"):
+            print(f"python -m jobs.{module.name:<10} {text[3:].splitlines()[0]}")
+    sys.exit(0 if len(sys.argv) == 1 else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -73,7 +73,8 @@ def test_two_workers_learn_and_continue_after_a_signal(
         before = json.loads((first_checkpoint(out, process) / "history.json").read_text())
         if name:
             _, errors = stop(process, number)
-            assert errors == f"stopped by {name}; the same command continues from the last checkpoint, if there is one\n"
+            told = "the same command continues from the last checkpoint, if there is one"
+            assert errors == f"stopped by {name}; {told}\n"
         else:
             os.killpg(process.pid, number)
     finally:

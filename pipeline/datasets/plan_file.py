@@ -13,7 +13,7 @@ from typing import TypeVar
 from models.errors import UserError
 from pipeline.datasets.indices import LARGEST
 from pipeline.datasets.plan import CODE_VERSION, FORMAT_VERSION, GenerationPlan, Plan, RenderPlan
-from pipeline.storage.store import Store, using
+from pipeline.storage.store import Store, occupied, using
 
 PLAN_FILE = "plan.json"
 
@@ -46,8 +46,7 @@ def check(store: Store, plan: Plan) -> bool:
             # Looked for again: of another driver that begins just now the plan is the first thing there.
             if not store.exists(PLAN_FILE):
                 if foreign:
-                    shown = ", ".join(foreign[:3]) + (" and more" if len(foreign) > 3 else "")
-                    raise UserError(f"{store.url} holds {shown} but no {PLAN_FILE}: give a new or empty place as --out")
+                    raise occupied(store, foreign, f" but no {PLAN_FILE}")
                 return False
         found = _parse_json(store.read(PLAN_FILE), store.url)
     if found.get("kind") != plan.kind:

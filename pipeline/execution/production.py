@@ -48,9 +48,8 @@ def produce(
     if len(done) < plan.num_shards:
         with connect() as cluster:
             workers = start_workers(cluster)
-            plan_file.claim(
-                store, plan
-            )  # only now: without a cluster, or a GPU that is asked for, nothing is left behind
+            # Only now: without a cluster, or a GPU that is asked for, nothing is left behind.
+            plan_file.claim(store, plan)
             metrics = Metrics(plan.kind, store.url)
 
             def report(progress: Progress, last: bool) -> None:

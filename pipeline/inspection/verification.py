@@ -179,7 +179,7 @@ def _absent(store: Store, plan: Plan, there: set[int]) -> Iterator[Finding]:
     first = 0
     for id in [*sorted(there), plan.num_shards]:
         if id > first:
-            ends = [plan.data(plan.shard(end)) for end in ([first] if id - first == 1 else [first, id - 1])]
+            ends = dict.fromkeys(plan.data(plan.shard(end)) for end in (first, id - 1))
             yield Finding(store.path(" to ".join(ends)), "missing")
         first = id + 1
 
@@ -188,6 +188,18 @@ def _absent(store: Store, plan: Plan, there: set[int]) -> Iterator[Finding]:
 def _verify_task(store: Store, plan: Plan, shard: Shard) -> Verdict:
     torch.set_num_threads(1)
     return verify_shard(store, plan, shard)
+
+
+def _rollouts(store: Store, plan: Plan) -> Iterator[Finding]:
+    """What is wrong with the rollouts kept beside splats, where there are any."""
+    if not isinstance(plan, GenerationPlan) or not store.exists(ROLLOUTS):
+        return
+    source, path = SplatDataset(store, plan), store.path(ROLLOUTS)
+    try:
+        for _ in rollout_file.read(source, rollout_file.kept(source)):
+            pass
+    except UserError as error:
+        yield Finding(path, str(error).removeprefix(f"{path} "))
 
 
 class _Verifiers(TaskWorkers):
@@ -205,15 +217,3 @@ class _Verifiers(TaskWorkers):
                 for finding in end.result.findings:
                     self._take(finding)
         return ended
-
-
-def _rollouts(store: Store, plan: Plan) -> Iterator[Finding]:
-    """What is wrong with the rollouts kept beside splats, where there are any."""
-    if not isinstance(plan, GenerationPlan) or not store.exists(ROLLOUTS):
-        return
-    source, path = SplatDataset(store, plan), store.path(ROLLOUTS)
-    try:
-        for _ in rollout_file.read(source, rollout_file.kept(source)):
-            pass
-    except UserError as error:
-        yield Finding(path, str(error).removeprefix(f"{path} "))

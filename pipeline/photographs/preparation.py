@@ -16,7 +16,7 @@ from models.errors import UserError, escaped
 from pipeline.execution.progress import Ticker
 from pipeline.execution.threads import ordered
 from pipeline.photographs import photo, prepared, sources
-from pipeline.storage.store import Store, using
+from pipeline.storage.store import Store, occupied, using
 
 SHOWN = 10
 
@@ -57,8 +57,7 @@ def prepare(urls: list[str], out: str, *, box: photo.Box | None = None, cap: int
     else:
         with using(store):
             if foreign := [name for name in store.entries() if not prepared.is_ours(name)]:
-                shown = ", ".join(map(escaped, foreign[:3]))
-                raise UserError(f"{out} holds {shown}, which is no prepared set: give a new or empty place as --out")
+                raise occupied(store, foreign, ", which is no prepared set")
         record = _make(store, places, options)
     _report(record, out, store.read(prepared.UNREADABLE).decode().splitlines())
     return record

@@ -231,3 +231,9 @@ def using(store: Store) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"cannot use {store.url}: {error.strerror or error}") from None
+
+
+def occupied(store: Store, names: Sequence[str], lack: str) -> UserError:
+    """What to raise where a store holds files of these names and `lack`, like " but no plan.json"."""
+    shown = ", ".join(names[:3]) + (" and more" if len(names) > 3 else "")
+    return UserError(f"{store.url} holds {shown}{lack}: give a new or empty place as --out")

@@ -21,7 +21,7 @@ from ray.train.v2.api.config import FailureConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from models.errors import UserError
-from pipeline.storage.store import Store, using
+from pipeline.storage.store import Store, occupied, using
 from pipeline.training.board import Board, show
 from pipeline.training.recipe import Run
 from pipeline.training.worker import work
@@ -34,7 +34,7 @@ README = """A training run of splatcats. `weights.safetensors` holds the average
 `history.json` what was reported; `sheets/` the same noises as cats at every checkpoint. The folders `checkpoint_...`
 are what the same command continues from.
 """
-HEAD = README.index(".")  # of a README, by which a run is known
+SIGN = README.partition(".")[0].encode()  # by which a run is known
 
 
 def run(settings: Run, *, gpus: float, cpus_per_worker: float) -> dict[str, Any]:
@@ -89,12 +89,12 @@ def claim(out: str) -> None:
     store = Store(out)
     with using(store):
         found = store.entries()
-        ours = not found or ("README.md" in found and store.read("README.md").startswith(README.encode()[:HEAD]))
-        if not ours and not any(name.startswith("checkpoint_") for name in found):
-            shown = ", ".join(found[:3]) + (" and more" if len(found) > 3 else "")
-            raise UserError(f"{store.url} holds {shown} but no training run: give a new or empty place as --out")
         if not found:
             store.write("README.md", README.encode())
+            return
+        ours = "README.md" in found and store.read("README.md").startswith(SIGN)
+        if not ours and not any(name.startswith("checkpoint_") for name in found):
+            raise occupied(store, found, " but no training run")
 
 
 def explain(error: TrainingFailedError, settings: Run, fault: str | None) -> str | None:

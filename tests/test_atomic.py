@@ -26,6 +26,7 @@ from pipeline.datasets import plan_file, records
 from pipeline.datasets.plan import GenerationPlan, Plan, RenderPlan, file_name
 from pipeline.datasets.splat_dataset import to_table, write_table
 from pipeline.execution.production import commit
+from pipeline.storage import atomic
 from pipeline.storage.store import Store
 
 FIELDS = {k: v for k, v in PLAN.to_dict().items() if k not in ("format_version", "kind")}
@@ -244,3 +245,22 @@ def test_of_drivers_with_different_plans_one_plan_wins_the_place(tmp_path):
     assert len(let_in) == 1
     assert plan_file.load(Store(f"{tmp_path}/set"), GenerationPlan).seed == int(let_in.pop())
     assert os.listdir(tmp_path / "set") == ["plan.json"]
+
+
+def upload_and_die(folder: str) -> None:
+    """Be killed while a file waits to go to an object store."""
+    tempfile.tempdir = folder
+    with atomic.spool(".parquet") as file:
+        file.write(b"cat")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_what_a_process_killed_at_an_upload_left_goes_at_the_next_upload(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert os.WTERMSIG(forked(lambda: upload_and_die(str(tmp_path)))) == signal.SIGKILL
+    (orphan,) = tmp_path.iterdir()
+    assert orphan.suffix == ".parquet"
+    with atomic.spool(".json") as mine, atomic.spool(".png"):
+        assert not orphan.exists()
+        assert os.path.exists(mine.name)  # that of a process at work stays
+    assert list(tmp_path.iterdir()) == []

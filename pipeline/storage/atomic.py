@@ -9,16 +9,20 @@ the slowest write, and would leave the remains of a killed run for as long.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 # Tar archives are written in pieces of 16 KiB, and less.
 BUFFER_BYTES = 1 << 20
+_SPOOL_PREFIX = "splatcats-spool-"
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
@@ -35,7 +39,7 @@ def create(target: Path, *, exclusive: bool = False, durable: bool = True) -> It
     without hard links exclusive is not atomic. Not `durable`, it is on the disk only once `flush` was called.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary, file = _open_temporary(target)
+    temporary, file = _open_temporary(target.parent, f".{target.name}.", ".tmp")
     try:
         with file:
             yield file
@@ -51,6 +55,27 @@ def create(target: Path, *, exclusive: bool = False, durable: bool = True) -> It
         raise
     if durable:
         _flush_one(target.parent)
+
+
+@contextlib.contextmanager
+def spool(suffix: str) -> Iterator[BinaryIO]:
+    """A file in this machine's temporary folder on its way elsewhere, gone with the block; its name ends with `suffix`.
+
+    What killed processes left there goes when the next one begins.
+    """
+    folder = Path(tempfile.gettempdir())
+    for path in folder.glob(f"{_SPOOL_PREFIX}*"):
+        remove_orphan(path)
+    path, file = _open_temporary(folder, _SPOOL_PREFIX, suffix, mode=0o600)
+    try:
+        with file:
+            yield file
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT) and not error.filename:
+            error.filename = str(path)
+        raise
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def flush(targets: Iterable[Path]) -> None:
@@ -82,10 +107,11 @@ def remove_orphan(path: Path) -> bool:
     return True
 
 
-def _open_temporary(target: Path) -> tuple[Path, BinaryIO]:
+def _open_temporary(folder: Path, prefix: str, suffix: str, mode: int = 0o666) -> tuple[Path, BinaryIO]:
     while True:
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-        file = open(temporary, "xb", buffering=BUFFER_BYTES)  # noqa: SIM115, the caller closes it
+        temporary = folder / f"{prefix}{secrets.token_hex(4)}{suffix}"
+        opener = partial(os.open, mode=mode)
+        file = open(temporary, "xb", buffering=BUFFER_BYTES, opener=opener)  # noqa: SIM115, the caller closes it
         with contextlib.suppress(OSError):  # on a file system without locks orphans stay
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:

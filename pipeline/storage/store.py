@@ -6,13 +6,12 @@ import contextlib
 import glob
 import hashlib
 import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -149,8 +148,8 @@ class Store:
                 output.measure()
             return
         # Its suffix tells the store what it is, and that tells browsers.
-        with tempfile.NamedTemporaryFile(prefix="splatcats-", suffix=PurePosixPath(name).suffix) as remote:
-            output = Output(cast(BinaryIO, remote))
+        with atomic.spool(PurePosixPath(name).suffix) as remote:
+            output = Output(remote)
             yield output
             output.measure()
             with self._answering(name):

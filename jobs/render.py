@@ -85,7 +85,7 @@ class Options:
     """1 to 100, for jpeg, webp and avif; 90 if not given."""
 
     indices: str | None = None
-    """Which pictures, like 0-15 (inclusive) or 3,7,20-29; all if not given."""
+    """Which pictures, like 0-15 (inclusive) or 3,7,20-29, always in ascending order; all if not given."""
 
     zoom: str | None = None
     """Animate: zoom smoothly to x,y,factor (a place in fractions and how many times to magnify it), or through
@@ -141,6 +141,8 @@ class Options:
             raise UserError(f"--zoom and --animate {self.animate} are two animations: give one of them")
         if self.frames is not None and self.zoom is None:
             raise UserError(f"--frames {self.frames} goes with --zoom")
+        if self.kernel is not None and self.view in ("blobs", "depth"):
+            raise UserError(f"--kernel {self.kernel}: the view {self.view} looks the same with any; leave it out")
         if self.fps is not None and self.zoom is None and self.animate is None:
             raise UserError(f"--fps {self.fps:g} goes with an animation: --zoom or --animate")
         parse_size(self.size)
@@ -163,16 +165,20 @@ def make_plan(options: Options, source: SplatDataset) -> RenderPlan:
     fps = options.fps or FRAMES_PER_SECOND[motion]
     output, encoding = choose(options.format, options.encoding, width, height, frames, fps)
     format = FORMATS[output]
-    if ENCODINGS[encoding].lossless and options.quality is not None:
-        raise UserError(f"--quality {options.quality}: {encoding} is lossless and has none; give another --encoding")
+    if options.quality is not None and not ENCODINGS[encoding].qualities:
+        raise UserError(f"--quality {options.quality}: {encoding} has none to choose; give another --encoding")
     if options.shard_size is not None and options.shard_size > format.pictures_per_shard:
         raise UserError(f"--shard-size {options.shard_size}: {output} takes at most {format.pictures_per_shard:,}")
     if motion == "pictures":
+        if options.shard_size is not None:
+            raise UserError(f"--shard-size {options.shard_size}: --animate pictures makes one film; leave it out")
         shard_size = len(indices)
     else:
-        # A shard is at most about 256 megapixels, so that little is lost with it.
-        largest = min(format.pictures_per_shard, max(1, (1 << 28) // (width * height * frames)))
-        shard_size = options.shard_size or power_of_two_size(len(indices), min(8, largest), largest)
+        # A shard is at most about 256 megapixels, so that little is lost with it, and worth its task with 4.
+        each = width * height * frames
+        largest = max(1, min(format.pictures_per_shard, (1 << 28) // each))
+        smallest = max(1, min(8, largest, (1 << 22) // each))
+        shard_size = options.shard_size or power_of_two_size(len(indices), smallest, largest)
     plan = RenderPlan(
         source=splats.fingerprint(),
         seed=splats.seed,
@@ -187,7 +193,7 @@ def make_plan(options: Options, source: SplatDataset) -> RenderPlan:
         view=options.view,
         output=output,
         encoding=encoding,
-        quality=0 if ENCODINGS[encoding].lossless else options.quality or 90,
+        quality=(options.quality or 90) if ENCODINGS[encoding].qualities else 0,
         threads=1,
         motion=motion,
         path=zoom_text(parse_zoom(options.zoom)) if options.zoom is not None else "",

@@ -158,12 +158,16 @@ def _stretched(values: Tensor) -> Tensor:
 
 
 def _with_grid(image: Tensor, axis_y: Axis, axis_x: Axis) -> Tensor:
-    """Lines of 1/64 patch, at least one pixel on either side, along the borders between patches."""
+    """White lines of 1/64 patch, at least one pixel on either side, along the borders between patches.
 
-    def near_border(axis: Axis) -> Tensor:
+    Where a patch has fewer pixels than native they are fainter, or small pictures would be white all over.
+    """
+
+    def whiteness(axis: Axis) -> Tensor:
         _, offset = axis.centres()
         pixels_per_patch = axis.pixels / (axis.patches * (axis.stop - axis.start))
-        return torch.minimum(offset, 1.0 - offset) < max(1 / 128, 0.501 / pixels_per_patch)
+        near = torch.minimum(offset, 1.0 - offset) < max(1 / 128, 0.501 / pixels_per_patch)
+        return near * min(1.0, pixels_per_patch / NATIVE_PIXELS)
 
-    line = near_border(axis_y)[:, None] | near_border(axis_x)[None, :]
-    return torch.where(line.to(image.device), image.new_tensor(1.0), image)
+    white = torch.maximum(whiteness(axis_y)[:, None], whiteness(axis_x)[None, :])
+    return image.lerp(torch.ones_like(image), white.to(image))

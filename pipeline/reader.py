@@ -28,7 +28,7 @@ from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan import GenerationPlan
 from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.rendering import framing
-from pipeline.rendering.drawing import PIXELS_HELD, Look, draw
+from pipeline.rendering.drawing import PIXELS_HELD, Look, draw, one_thread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,7 +81,8 @@ class Cat:
             self.plan.neighbourhood if neighbourhood is None else neighbourhood,
             view,
         )
-        return Image.fromarray(draw(self.splats[None], frame, look)[0])
+        with one_thread():
+            return Image.fromarray(draw(self.splats[None], frame, look)[0])
 
     def show_views(self, size: int = SHOWN_PIXELS, views: Sequence[str] = VIEWS) -> Figure:
         """The picture and the looks inside it, side by side, as a matplotlib figure, which a notebook shows.

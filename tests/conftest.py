@@ -5,6 +5,7 @@ import os
 # Before Ray is imported anywhere: its tokens would outlive the tests in the user's home folder.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as jobs/__init__.py does
 # As the commands do, but whichever module imports Ray first: no Ray of the tests listens to other machines.
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 # Ray Train looks after its workers every two seconds otherwise, and every run of the tests would wait for that.

@@ -22,7 +22,6 @@ from pipeline.datasets.indices import Indices
 from pipeline.datasets.splat_dataset import SplatDataset
 
 AGREES = 48.0  # dB; SwiftShader's float32 reaches 70
-BLOBS_AGREE = 38.0  # dots so small that their distances lose digits: 40 to 51
 SMALL = {"width": 340, "height": 540}
 # A plan with a slash in it is refused, so that what closes an element can come by the title alone.
 HARM = "<script>window.harmed = true</script><img src=x onerror='window.harmed = true'>"
@@ -95,7 +94,7 @@ def cat(splats: Path, index: int):
 def assert_agrees(drawn: np.ndarray, field, region=WHOLE, **options) -> None:
     height, width = drawn.shape[:2]
     expected = to_uint8(rasterize(field, height, width, region=region, **options))[0].numpy()
-    assert decibels(drawn, expected) >= (BLOBS_AGREE if options.get("view") == "blobs" else AGREES)
+    assert decibels(drawn, expected) >= AGREES
 
 
 @needs_browser

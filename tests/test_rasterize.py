@@ -158,6 +158,9 @@ def test_views_look_inside():
     assert depth[:, :, 48:].min() > 245
     grid = rasterize(field, 64, 64, view="patches")
     assert (grid[..., 32] == 1).all()
+    small, plain = (rasterize(field, 16, 16, view=view) for view in ("patches", "colour"))
+    # Of two pixels a patch every one lies at a border: the grid is a veil, and no wall.
+    torch.testing.assert_close(small, plain + 0.25 * (1 - plain))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from test_rendering import command
 
 from jobs import render
-from pipeline.datasets.plan import FORMAT_VERSION
+from pipeline.datasets.plan import FORMAT_VERSION, power_of_two_size
 from pipeline.datasets.splat_dataset import SplatDataset
 
 
@@ -56,6 +56,9 @@ def test_incomplete_splats_are_refused_except_for_what_is_there(splats, tmp_path
         (["--zoom", "0.5,0.5,4", "--encoding", "png"], "animations in the format files are webp, gif"),
         (["--zoom", "0.5,0.5,4", "--format", "tiff"], "--format tiff holds no animations"),
         (["--animate", "rollout", "--indices", "4"], "has the pictures 3,9, not 4"),
+        (["--animate", "pictures", "--shard-size", "2"], "--animate pictures makes one film"),
+        (["--animate", "pictures", "--encoding", "gif", "--quality", "9"], "--quality 9: gif has none to choose"),
+        (["--view", "blobs", "--kernel", "sharp"], "the view blobs looks the same with any"),
         (["--animate", "magic"], "unknown animation 'magic'; known: pictures, rollout"),
         (["--encoding", "gif"], "pictures in the format files are png, jpeg, webp, avif, raw"),
         (["--format", "tiff", "--encoding", "png"], "pictures in the format tiff are deflate"),
@@ -65,7 +68,7 @@ def test_incomplete_splats_are_refused_except_for_what_is_there(splats, tmp_path
         (["--format", "zip"], "unknown format 'zip'; known: dzi, files, parquet, tiff, webdataset"),
         (["--encoding", "bmp"], "unknown encoding 'bmp'; known: avif, deflate, gif, jpeg, png, raw, webp"),
         (["--quality", "0"], "--quality 0"),
-        (["--quality", "50"], "--quality 50: png is lossless"),
+        (["--quality", "50"], "--quality 50: png has none to choose"),
         (["--indices", "0-20"], "there is no picture 20"),
         (["--indices", "3-1"], "run backwards"),
         (["--splats", "/dev/null"], "not a dataset of splats"),
@@ -88,6 +91,16 @@ def test_plans_of_the_same_options_are_equal_whatever_the_workers(splats):
     assert render.make_plan(options, source) == render.make_plan(
         dataclasses.replace(options, workers=5, indices="3,2,0-1"), source
     )
+
+
+def test_large_pictures_and_films_are_a_shard_each_and_small_ones_share(splats):
+    source = SplatDataset.open(str(splats))
+
+    def size(**options) -> int:
+        return render.make_plan(render.Options(splats=str(splats), out="", **options), source).shard_size
+
+    assert (size(size="512"), size(size="1024"), size(size="4096"), size(zoom="0.5,0.5,4")) == (8, 4, 1, 1)
+    assert [power_of_two_size(count, 8, 104) for count in (1, 512, 513, 10_000)] == [8, 8, 16, 64]
 
 
 def test_splats_of_a_future_format_are_refused(splats, tmp_path, capsys):

@@ -225,6 +225,6 @@ def _plan(source: SplatDataset, extent: Extent, encoding: str, output: str, coun
         view="colour",
         output=output,
         encoding=encoding,
-        quality=0 if ENCODINGS[encoding].lossless else 90,
+        quality=90 if ENCODINGS[encoding].qualities else 0,
         threads=1,
     )

@@ -203,6 +203,6 @@ def file_name(index: int, extension: str) -> str:
 def power_of_two_size(count: int, smallest: int, largest: int) -> int:
     """A shard size for `count` pictures: about 64 shards, so that small jobs spread too, within the two bounds."""
     size = smallest
-    while size < largest and size * 64 < count:
+    while 2 * size <= largest and size * 64 < count:
         size *= 2
     return size

@@ -70,6 +70,7 @@ def write_gallery(
     check_name("kernel", plan.kernel, KERNELS)
     source.require(indices)
     claim(store)
+    store.remove_orphans()
     title = title or escaped(source.store.url.rpartition("/")[2])
     catalogue = _catalogue(plan, indices, title)
     page = Template(_asset(INDEX).decode())

@@ -5,6 +5,7 @@ Every output takes its pixels from `bands`, so the same splats at the same size 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 from collections.abc import Callable, Iterator
@@ -120,8 +121,25 @@ def _begin(fields: Tensor, frame: Frame, look: Look, top: int, bottom: int) -> C
 
 def draw(fields: Tensor, frame: Frame, look: Look) -> np.ndarray:
     """Draw splat fields [B, H, W, K, P] whole: uint8 [B, height, width, 3]; a pure function of its arguments."""
-    parts = list(bands(fields, frame, look))
-    return np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+    if _rows_at_once(fields, frame) >= frame.height:
+        return next(bands(fields, frame, look))
+    whole = np.empty((len(fields), frame.height, frame.width, 3), dtype=np.uint8)
+    top = 0
+    for band in bands(fields, frame, look):
+        whole[:, top : top + band.shape[1]] = band
+        top += band.shape[1]
+    return whole
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Within the block PyTorch computes in one thread: several spin while they wait for one that other work delays."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def begin_draw(fields: Tensor, frame: Frame, look: Look) -> Callable[[], np.ndarray]:

@@ -54,7 +54,7 @@ class Encoding:
     encode: Callable[[Picture, int], bytes]
     """Picture and quality, 1 to 100, to bytes."""
     largest_side: int  # in pixels
-    lossless: bool = False
+    qualities: bool = True  # or none to choose
     still: bool = True
     fastest: int = 0  # frames a second, since browsers play faster films slowly; 0: pictures stand still
 
@@ -87,21 +87,24 @@ def _filtered(pixels: np.ndarray) -> np.ndarray:
     height, width, channels = pixels.shape
     rows = np.empty((height, 1 + width * channels), dtype=np.uint8)
     rows[:, 0] = 1
-    rows[:, 1:] = _differences(pixels).reshape(height, -1)
+    # Seen as pixels without a copy: a large picture is in memory often enough.
+    seen = np.lib.stride_tricks.as_strided(rows[:, 1:], pixels.shape, (rows.strides[0], channels, 1))
+    _difference(pixels, seen)
     return rows
 
 
-def _differences(pixels: np.ndarray) -> np.ndarray:
-    """Each pixel less its left neighbour, modulo 256, in every row of uint8 [Y, X, C]."""
-    differences = pixels.copy()
-    differences[:, 1:] -= pixels[:, :-1]
-    return differences
+def _difference(pixels: np.ndarray, out: np.ndarray) -> None:
+    """Each pixel less its left neighbour, modulo 256, in every row of uint8 [Y, X, C], to `out` of the same shape."""
+    out[:, 0] = pixels[:, 0]
+    np.subtract(pixels[:, 1:], pixels[:, :-1], out=out[:, 1:])
 
 
 def encode_deflate(picture: Picture, quality: int) -> bytes:
     """The contents of a TIFF tile, compression 8 (Adobe Deflate) with predictor 2 (horizontal differencing)."""
     (pixels,) = picture.frames
-    return zlib.compress(_differences(pixels).data, DEFLATE_LEVEL)
+    differences = np.empty_like(pixels)
+    _difference(pixels, differences)
+    return zlib.compress(differences.data, DEFLATE_LEVEL)
 
 
 def encode_ppm(picture: Picture, quality: int) -> bytes:
@@ -124,7 +127,9 @@ def encode_webp(picture: Picture, quality: int) -> bytes:
     """WebP, lossy, without alpha, animated if there are several frames; the facts in EXIF."""
     # Frames that draw over the one before (kmax above 1) have alpha for what stays, and are no smaller for it.
     moves = {"duration": list(picture.milliseconds), "loop": 0, "kmax": 1} if len(picture.frames) > 1 else {}
-    return _saved(picture, "WEBP", quality=quality, exif=_exif(picture.facts).tobytes(), **moves)
+    # Pillow takes off the prefix, which a chunk of WebP has not, from pictures that stand still alone.
+    exif = _exif(picture.facts).tobytes().removeprefix(b"Exif\0\0")
+    return _saved(picture, "WEBP", quality=quality, exif=exif, **moves)
 
 
 def encode_avif(picture: Picture, quality: int) -> bytes:
@@ -189,13 +194,13 @@ def _exif(facts: Facts) -> Image.Exif:
 
 
 ENCODINGS = {
-    "png": Encoding(encode_png, 2**31 - 1, lossless=True),
+    "png": Encoding(encode_png, 2**31 - 1, qualities=False),
     "jpeg": Encoding(encode_jpeg, 65_500),
     "webp": Encoding(encode_webp, 16_383, fastest=90),
     "avif": Encoding(encode_avif, 32_768),  # what its decoders take
-    "raw": Encoding(encode_ppm, 2**31 - 1, lossless=True),
-    "gif": Encoding(encode_gif, 65_535, still=False, fastest=50),
-    "deflate": Encoding(encode_deflate, 2**31 - 1, lossless=True),
+    "raw": Encoding(encode_ppm, 2**31 - 1, qualities=False),
+    "gif": Encoding(encode_gif, 65_535, qualities=False, still=False, fastest=50),
+    "deflate": Encoding(encode_deflate, 2**31 - 1, qualities=False),
 }
 
 

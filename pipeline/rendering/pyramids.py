@@ -10,6 +10,7 @@ of JPEG would need imagecodecs as well, and Deep Zoom has them, so TIFF is witho
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from models.errors import UserError
 from pipeline.datasets.plan import RenderPlan
+from pipeline.execution.threads import ordered
 from pipeline.rendering.drawing import bands, facts_of, fields_of, frame_of, look_of
 from pipeline.rendering.encoders import ENCODINGS, SOFTWARE, Facts, Picture, describe
 from pipeline.rendering.framing import Frame
@@ -96,7 +98,12 @@ def write_dzi(press: Press) -> Written:
     store.write(f"{folder}/{index:08d}.dzi", _dzi(levels[0], plan.extension, facts_of(plan, index)).encode())
     names = plan.files(press.shard, store.sizes(folder))
     store.flush(names)
-    return Written(folder, *store.measure(names))
+    # Levels were not made in the order of names, in which checksums join files; many at once, for far away stores.
+    digest, size = hashlib.sha256(), 0
+    for data in ordered(store.read, names):
+        digest.update(data)
+        size += len(data)
+    return Written(folder, size, digest.hexdigest())
 
 
 def dzi_tiles(plan: RenderPlan, folder: str, index: int) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -32,17 +32,17 @@
       return texels;
     }
 
-    // The least and the greatest of r, g, b and d: views stretch them to what a screen shows.
+    // The least and the greatest of all colours together, and of the depths: views stretch them to what a screen shows.
     ranges() {
-      const low = [Infinity, Infinity, Infinity, Infinity];
-      const high = [-Infinity, -Infinity, -Infinity, -Infinity];
-      for (let at = 0; at < this.values.length; at += NUMBERS) {
-        for (let i = 0; i < 4; i++) {
-          low[i] = Math.min(low[i], this.values[at + 5 + i]);
-          high[i] = Math.max(high[i], this.values[at + 5 + i]);
-        }
-      }
-      return { low, high };
+      const ranges = { colour: [Infinity, -Infinity], depth: [Infinity, -Infinity] };
+      this.values.forEach((value, at) => {
+        const number = at % NUMBERS;
+        if (number < 5) return;
+        const range = number < 8 ? ranges.colour : ranges.depth;
+        range[0] = Math.min(range[0], value);
+        range[1] = Math.max(range[1], value);
+      });
+      return ranges;
     }
 
     // The splat of the greatest weight at a place in patches, and its share of all weights there; null outside.

@@ -56,8 +56,7 @@
         const row = KEYS.find((key) => key.keys.includes(name));
         if (!row) return;
         row.viewer(viewer);
-      } else if (arrow) splatcats.moveFocus(name);
-      else return;
+      } else if (!arrow || !splatcats.moveFocus(name)) return; // an arrow without a tile to go to scrolls
       event.preventDefault();
     });
   };

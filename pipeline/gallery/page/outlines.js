@@ -82,7 +82,7 @@
 
     // The colour of a splat as the view Blobs shows it: most lie beyond what a screen shows.
     dot({ r, g, b }) {
-      const low = Math.min(...this.ranges.low.slice(0, 3)), high = Math.max(...this.ranges.high.slice(0, 3));
+      const [low, high] = this.ranges.colour;
       const level = (value) => Math.round(255 * (0.15 + 0.85 * (value - low) / Math.max(high - low, 1e-6)));
       return `rgb(${level(r)} ${level(g)} ${level(b)})`;
     }

@@ -40,11 +40,11 @@
       this.field = field;
       const width = field.columns * field.perPatch * splatcats.TEXELS_PER_SPLAT;
       gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA32F, width, field.rows, 0, gl.RGBA, gl.FLOAT, field.texels());
-      const { low, high } = field.ranges();
+      const { colour, depth } = field.ranges();
       gl.uniform2i(uniforms.grid, field.columns, field.rows);
       gl.uniform1i(uniforms.perPatch, field.perPatch);
-      gl.uniform4fv(uniforms.low, low);
-      gl.uniform4fv(uniforms.high, high);
+      gl.uniform2fv(uniforms.colourRange, colour);
+      gl.uniform2fv(uniforms.depthRange, depth);
     }
 
     // Draw what the camera sees. `fineness` below 1 draws fewer pixels, which the browser enlarges.

@@ -34,7 +34,8 @@ uniform int neighbourhood;
 uniform vec2 start;        // the canvas's top left corner, in patches
 uniform float step_;       // patches a pixel
 uniform float canvasHeight;
-uniform vec4 low, high;    // least and greatest r g b d of the picture
+uniform vec2 colourRange;  // least and greatest of the picture's r, g and b together
+uniform vec2 depthRange;   // and of its d
 out vec4 colour;
 
 float kernel(float q, int name) {
@@ -53,9 +54,11 @@ float logWindow(float outside) {
   return 4.0 * log(cos(1.5707963267948966 * clamp(outside, 0.0, 1.0)));
 }
 
+vec3 stretched(vec3 values, vec2 range) { return (values - range.x) / max(range.y - range.x, 1e-6); }
+
 vec3 splatColour(vec3 rgb, float d) {
-  if (view == BLOBS) return BLOB_DIMMEST + (2.0 - BLOB_DIMMEST) * (rgb - low.rgb) / max(high.rgb - low.rgb, 1e-6);
-  if (view == DEPTH) return vec3(2.0 * (d - low.a) / max(high.a - low.a, 1e-6) - 1.0);
+  if (view == BLOBS) return BLOB_DIMMEST + (2.0 - BLOB_DIMMEST) * stretched(rgb, colourRange);
+  if (view == DEPTH) return 2.0 * stretched(vec3(d), depthRange) - 1.0;
   return rgb;
 }
 
@@ -106,10 +109,12 @@ vec3 blend(vec2 position) {
   return sum / total;
 }
 
-bool onGrid(vec2 position) {
+// How white the grid makes a pixel: lines are a pixel wide at least, and fainter where patches are smaller than native.
+float onGrid(vec2 position) {
   vec2 place = position - clamp(floor(position + ROUNDING), vec2(0.0), vec2(grid - 1));
   vec2 border = min(place, 1.0 - place);
-  return min(border.x, border.y) < max(1.0 / 128.0, 0.501 * step_);
+  if (min(border.x, border.y) >= max(1.0 / 128.0, 0.501 * step_)) return 0.0;
+  return min(1.0, 1.0 / (NATIVE_PIXELS * step_));
 }
 
 void main() {
@@ -126,7 +131,7 @@ void main() {
     for (int x = 0; x < fine; x++) sum += blend(corner + step_ * (vec2(x, y) + 0.5) / float(fine));
   vec3 drawn = sum / float(fine * fine);
   if (view == BLOBS) drawn -= 1.0;
-  if (view == PATCHES && onGrid(centre)) drawn = vec3(1.0);
+  if (view == PATCHES) drawn = mix(drawn, vec3(1.0), onGrid(centre));
   colour = vec4(0.5 * clamp(drawn, -1.0, 1.0) + 0.5, 1.0);
 }`;
 })((window.splatcats ??= {}));

@@ -18,15 +18,22 @@
     }
   };
 
-  // Arrow keys move between tiles as the eye sees them.
+  // Arrow keys move between tiles as the eye sees them, from the first in sight; whether there was one to move to.
   splatcats.moveFocus = (key) => {
     const tiles = [...document.querySelectorAll("#tiles a")];
     const inFirstRow = tiles.findIndex((tile) => tile.offsetTop > tiles[0].offsetTop);
     const columns = inFirstRow < 0 ? tiles.length : inFirstRow;
     const now = tiles.indexOf(document.activeElement);
     const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
-    tiles[now < 0 ? 0 : now + steps[key]]?.focus();
+    const target = tiles[now < 0 ? tiles.findIndex(isInSight) : now + steps[key]];
+    target?.focus();
+    return Boolean(target);
   };
+
+  function isInSight(tile) {
+    const { top } = tile.getBoundingClientRect();
+    return top >= 0 && top < innerHeight;
+  }
 
   function tile(catalogue, cat) {
     const link = document.createElement("a"), image = document.createElement("img"), label = document.createElement("span");

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from jobs.cli import check_numbers, counted, run
 from models import checkpoint
 from models.errors import UserError, check_name
-from models.sampler import SCHEDULES, SOLVERS, Sampling
+from models.sampler import LEARNED, SCHEDULES, SOLVERS, Sampling, learned
 from pipeline.datasets import plan_file
 from pipeline.datasets.codec import CODECS, Shape
 from pipeline.datasets.indices import LARGEST, Indices
@@ -52,14 +52,15 @@ class Options:
     """Weights from jobs.train, a path or fsspec URL; the bundled ones if not given."""
 
     steps: int | None = None
-    """Network calls a picture; if not given, what the weights say: 16 for the bundled ones."""
+    """Network calls a picture; if not given, what the weights say."""
 
     solver: str | None = None
-    """How noise becomes a cat: euler, heun, dpmpp2m or deis; if not given, what the weights say: deis."""
+    """How noise becomes a cat: euler, heun, dpmpp2m, deis, or learned, which jobs.tune adds to weights for some numbers
+    of calls; if not given, learned where the weights have it for --steps, or else what they say, or else deis."""
 
     schedule: str | None = None
     """When the calls are made: early (denser near the noise), uniform, or distilled (for students of jobs.train
-    --distil); if not given, what the weights say: early."""
+    --distil); if not given, what the weights say, or else early. The solver learned has times of its own."""
 
     precision: str = "float16"
     """How splats are stored: float16, or compact, rounded in a third of the bytes such that pictures do not show it."""
@@ -115,7 +116,7 @@ class Options:
         check_numbers(self, "count", "steps", "shard_size", "batch_size", "threads", "workers", least=1, most=LARGEST)
         check_numbers(self, "seed", least=0, most=LARGEST)
         check_numbers(self, "stall_minutes")
-        check_name("solver", self.solver or Sampling.solver, SOLVERS)
+        check_name("solver", self.solver or Sampling.solver, SOLVERS.keys() | {LEARNED})
         check_name("schedule", self.schedule or Sampling.schedule, SCHEDULES)
         check_name("precision", self.precision, CODECS)
         check_name("device", self.device, DEVICES)
@@ -148,25 +149,40 @@ def parse_between(text: str) -> tuple[int, int]:
 
 def make_plan(options: Options, weights: bytes) -> GenerationPlan:
     """The frozen plan of a command; UserError if the weights cannot be used."""
-    sampling = checkpoint.sampling(weights, options.weights)
-    schedule, steps = options.schedule or sampling.schedule, options.steps or sampling.steps
-    SCHEDULES[schedule](steps)  # which may have no such number of calls
-    if schedule == sampling.schedule == "distilled" and steps != sampling.steps:
-        raise UserError(f"{options.weights} learned to make {sampling.steps} calls, not {steps}: leave out --steps")
+    sampling = choose_sampling(options, weights)
     return plan_for(
         weights,
         options.weights,
         count=options.pictures,
         shard_size=options.shard_size or power_of_two_size(options.pictures, 64, 4096),
         seed=options.seed,
-        solver=options.solver or sampling.solver,
-        schedule=schedule,
-        steps=steps,
+        solver=sampling.solver,
+        schedule=sampling.schedule,
+        steps=sampling.steps,
         batch_size=options.batch_size,
         threads=options.threads,
         precision=options.precision,
         between=",".join(map(str, parse_between(options.between))) if options.between is not None else "",
     )
+
+
+def choose_sampling(options: Options, weights: bytes) -> Sampling:
+    """How to sample: what the options say, then what the weights say; UserError for what does not go together."""
+    said = checkpoint.sampling(weights, options.weights)
+    denoiser = checkpoint.parse(weights, options.weights)
+    steps = options.steps or said.steps
+    if options.solver == LEARNED or (options.solver is options.schedule is None and steps in denoiser.few_calls):
+        if options.schedule is not None:
+            raise UserError(f"--schedule {options.schedule}: the solver {LEARNED} has times of its own; leave it out")
+        learned(denoiser, steps)
+        return Sampling(LEARNED, LEARNED, steps)
+    if said.solver == LEARNED:
+        said = Sampling()
+    chosen = Sampling(options.solver or said.solver, options.schedule or said.schedule, steps)
+    SCHEDULES[chosen.schedule](steps)  # which may have no such number of calls
+    if chosen.schedule == said.schedule == "distilled" and steps != said.steps:
+        raise UserError(f"{options.weights} learned to make {said.steps} calls, not {steps}: leave out --steps")
+    return chosen
 
 
 def main(options: Options) -> None:

@@ -15,15 +15,19 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from models import few_calls
 from models.denoiser import Denoiser, DenoiserConfig
 from models.errors import UserError, check_name, one_line
-from models.sampler import SCHEDULES, SOLVERS, Sampling
+from models.few_calls import FewCalls
+from models.sampler import LEARNED, SCHEDULES, SOLVERS, Sampling
 
 PRETRAINED = Path(__file__).parent / "pretrained" / "cats64.safetensors"
 FORMAT = "splatcats-weights/1"
 PRECISIONS = ("float32", "float16", "int8")
 # A matrix stored as int8 has its scales, one an output channel, beside it under this suffix.
 SCALE_SUFFIX = ".scale"
+# What was learned of few calls is stored under this prefix, in float32.
+FEW_CALLS = "few_calls."
 
 
 def dump(state: dict[str, Tensor], config: DenoiserConfig, *, precision: str, about: dict[str, Any]) -> bytes:
@@ -62,6 +66,8 @@ def parse(data: bytes, name: str) -> Denoiser:
     try:
         config = DenoiserConfig(**json.loads(header["config"]))
         tensors = load_tensors(data)
+        named = {key: tensors.pop(key) for key in list(tensors) if key.startswith(FEW_CALLS)}
+        few = few_calls.parse({key.removeprefix(FEW_CALLS): named[key] for key in named}, config.width)
         state = {
             key: tensor.float() * tensors[key + SCALE_SUFFIX][:, None] if tensor.dtype == torch.int8 else tensor.float()
             for key, tensor in tensors.items()
@@ -80,7 +86,18 @@ def parse(data: bytes, name: str) -> Denoiser:
         )
     denoiser = Denoiser(config)
     denoiser.load_state_dict(state)
+    denoiser.few_calls = few
     return denoiser.eval().requires_grad_(False)
+
+
+def with_few_calls(data: bytes, name: str, learned: FewCalls, *, default: bool) -> bytes:
+    """Serialised weights with what was learned of few calls beside what they have; by `default` they are sampled so."""
+    header, tensors = read_header(data, name), load_tensors(data)
+    tensors |= {FEW_CALLS + key: tensor.contiguous() for key, tensor in few_calls.named(learned).items()}
+    if default:
+        sampling = Sampling(LEARNED, LEARNED, len(learned))
+        header["about"] = json.dumps(json.loads(header["about"]) | {"sampling": asdict(sampling)})
+    return with_sorted_metadata(save_tensors(tensors, metadata=header))
 
 
 def read_header(data: bytes, name: str) -> dict[str, str]:
@@ -104,8 +121,9 @@ def sampling(data: bytes, name: str) -> Sampling:
     """How serialised weights want to be sampled; the default where they do not say. Raises UserError."""
     try:
         said = Sampling(**json.loads(read_header(data, name)["about"]).get("sampling", {}))
-        check_name("solver", said.solver, SOLVERS)
-        check_name("schedule", said.schedule, SCHEDULES)
+        if (said.solver, said.schedule) != (LEARNED, LEARNED):
+            check_name("solver", said.solver, SOLVERS)
+            check_name("schedule", said.schedule, SCHEDULES)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"weights {name} cannot be read: {error}; give a file made by jobs.train") from None
     if type(said.steps) is not int or said.steps < 1:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import UserError, check_name
+from models.few_calls import FewCalls
 from models.kernels import KERNELS
 from models.rasterize import WHOLE, Region, rasterize
 from models.splats import PARAMETERS, activate, initial_raw
@@ -75,6 +76,8 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.head.weight)
         with torch.no_grad():
             self.head.bias.copy_(initial_raw(config.splats_per_patch).flatten())
+        # What was learned about these very weights, by the number of calls; no part of what is trained.
+        self.few_calls: dict[int, FewCalls] = {}
 
     @property
     def size(self) -> tuple[int, int]:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from models.denoiser import Denoiser
 from models.errors import UserError, check_name
+from models.few_calls import FewCalls
 
 # Chosen by Frechet distance of the bundled weights, see the table in pretrained/README.md.
 EARLY_EXPONENT = 2.0
@@ -58,6 +59,8 @@ DEFAULT_SAMPLING = Sampling()
 
 # (noisy, t) -> (splat field, the same drawn at the model's resolution: x)
 Denoise = Callable[[Tensor, float], tuple[Tensor, Tensor]]
+# The same, and a hint [D] for the call; its time is a tensor too.
+HintedDenoise = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 # The times 0 = t_0 < ... < t_n = 1 of n intervals.
 Schedule = Callable[[int], list[float]]
 # Takes the noise, a schedule, and how many calls to make.
@@ -174,6 +177,20 @@ def logit(t: float) -> float:
 
 
 SOLVERS: dict[str, Solver] = {"euler": euler, "heun": heun, "dpmpp2m": dpmpp2m, "deis": deis}
+# The name, as a solver and as a schedule, of the few calls that were learned for a denoiser.
+LEARNED = "learned"
+
+
+def follow(denoise: HintedDenoise, z: Tensor, few: FewCalls) -> Iterator[Step]:
+    """Few calls as they were learned, from noise z. Gradients flow to what they are made of as well."""
+    answers: list[Tensor] = []
+    state = z
+    for i in range(len(few)):
+        field, x = denoise(state, few.times[i], few.hints[i])
+        answers.append(x)
+        after = few.state(z, answers) if i + 1 < len(few) else x
+        yield Step(few.times[i].item(), state, field, after)
+        state = after
 
 
 def rollout(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str, schedule: str = "early") -> Iterator[Step]:
@@ -181,22 +198,34 @@ def rollout(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str, sched
 
     No gradients; memory is that of one call, whatever their number. UserError for an unknown solver or schedule.
     """
-    check_name("solver", solver, SOLVERS)
-    check_name("schedule", schedule, SCHEDULES)
     if steps < 1:
         raise UserError(f"steps {steps} is not possible; give at least 1 network call")
 
-    def denoise(z: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        field = denoiser(z, z.new_full((len(z),), t))
+    def denoise(z: Tensor, t: float | Tensor, hint: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        hints = None if hint is None else hint.to(z).expand(len(z), -1)
+        field = denoiser(z, z.new_full((len(z),), float(t)), hints)
         return field, denoiser.draw(field, *denoiser.size)
 
-    made = SOLVERS[solver](denoise, noise, SCHEDULES[schedule], steps)
+    if solver == schedule == LEARNED:
+        made = follow(denoise, noise, learned(denoiser, steps))
+    else:
+        check_name("solver", solver, SOLVERS)
+        check_name("schedule", schedule, SCHEDULES)
+        made = SOLVERS[solver](denoise, noise, SCHEDULES[schedule], steps)
     while True:
         with torch.inference_mode():
             step = next(made, None)
         if step is None:
             return
         yield step
+
+
+def learned(denoiser: Denoiser, calls: int) -> FewCalls:
+    """What the denoiser's weights learned of so many calls; UserError if they did not."""
+    if calls not in denoiser.few_calls:
+        known = ", ".join(map(str, sorted(denoiser.few_calls))) or "no number of"
+        raise UserError(f"the weights have learned to make {known} calls, not {calls}; give another solver or --steps")
+    return denoiser.few_calls[calls]
 
 
 def sample(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str, schedule: str = "early") -> Tensor:

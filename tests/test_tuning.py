@@ -1,0 +1,110 @@
+"""Few calls that are learned: what every solver can be written as, what learning gains, and how weights carry it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch as safetensors
+import torch
+from conftest import make_weights
+
+from jobs import cli, generate, tune
+from models import checkpoint
+from models.denoiser import Denoiser, DenoiserConfig
+from models.errors import UserError
+from models.sampler import SOLVERS, Sampling, noise, rollout, sample
+from models.tuning import Tuner, wanted, written_out
+
+CONFIG = DenoiserConfig(rows=2, columns=2, splats_per_patch=4, width=32, blocks=2, heads=2)
+LEARNED = {"solver": "learned", "schedule": "learned"}
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> Denoiser:
+    """Random weights whose answers depend on what they see, when, and on what hint."""
+    made = checkpoint.parse(make_weights(CONFIG), "here")
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "modulation" in name or "offset" in name:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    return made
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_solver_written_out_makes_the_same_steps(denoiser, solver):
+    sampling = Sampling(solver, "early", 5)
+    denoiser.few_calls = {5: written_out(sampling, CONFIG.width)}
+    start = noise(1, range(3), *denoiser.size)
+    by_formula = list(rollout(denoiser, start, **asdict(sampling)))
+    by_numbers = list(rollout(denoiser, start, steps=5, **LEARNED))
+    for a, b in zip(by_formula, by_numbers, strict=True):
+        assert a.t == pytest.approx(b.t)
+        for one, other in ((a.noisy, b.noisy), (a.field, b.field), (a.after, b.after)):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_learned_calls_come_nearer_to_many_calls_and_hints_are_part_of_it(denoiser):
+    few = written_out(Sampling(steps=2), CONFIG.width)
+    start, fresh = noise(2, range(32), *denoiser.size), noise(3, range(16), *denoiser.size)
+    pictures, expected = (wanted(denoiser, Sampling(), z) for z in (start, fresh))
+    tuner = Tuner(few, "cpu")
+    losses = [tuner.step(denoiser, start, pictures, None, progress=i / 100)["loss"] for i in range(100)]
+    assert losses[-1] < losses[0]
+    learned = tuner.tunable.learned()
+    without = replace(learned, hints=torch.zeros_like(learned.hints))
+
+    def distance(calls) -> float:
+        denoiser.few_calls = {2: calls}
+        return float((wanted(denoiser, Sampling(**LEARNED, steps=2), fresh) - expected).square().mean())
+
+    assert distance(learned) < 0.8 * distance(few)  # of noise that it did not learn from
+    assert distance(learned) < distance(without)
+
+
+def test_weights_carry_what_was_learned_and_are_sampled_by_it(tiny_weights: Path, tmp_path: Path, capsys):
+    out = tmp_path / "fast.safetensors"
+    options = ["--calls", "3", "--minutes", "0.02", "--pairs", "4", "--batch", "2", "--device", "cpu"]
+    assert cli.run(tune.Options, tune.main, ["--weights", str(tiny_weights), "--out", str(out), *options]) == 0
+    assert "3 calls learned" in capsys.readouterr().out
+    again = [*options[2:], "--calls", "2", "--weights", str(out), "--out", str(out), "--no-default"]
+    assert cli.run(tune.Options, tune.main, again) == 0
+    data = out.read_bytes()
+    before, after = checkpoint.load(tiny_weights), checkpoint.parse(data, "fast")
+    assert all(torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    assert sorted(after.few_calls) == [2, 3]
+    assert checkpoint.sampling(data, "fast") == Sampling("learned", "learned", 3)
+
+    def planned(**chosen) -> tuple[str, str, int]:
+        plan = generate.make_plan(generate.Options(out="", count=4, **chosen), data)
+        return plan.solver, plan.schedule, plan.steps
+
+    assert planned() == ("learned", "learned", 3)
+    assert planned(steps=2) == ("learned", "learned", 2)
+    assert planned(steps=5) == ("deis", "early", 5)
+    assert planned(steps=2, solver="euler") == ("euler", "early", 2)
+    assert planned(schedule="uniform") == ("deis", "uniform", 3)
+    with pytest.raises(UserError, match="learned to make 2, 3 calls, not 5"):
+        planned(steps=5, solver="learned")
+    with pytest.raises(UserError, match="--schedule early: the solver learned has times of its own"):
+        planned(schedule="early", solver="learned")
+    z = noise(0, range(2), *after.size)
+    assert not torch.equal(sample(after, z, steps=3, **LEARNED), sample(after, z, **asdict(Sampling(steps=3))))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"times": torch.tensor([0.0, 1.0])}, "from 0 to below 1"),
+        ({"noise": torch.tensor([1.0, float("nan")])}, "not all finite"),
+        ({"mix": torch.zeros(2, 3)}, "tensors of the shapes"),
+        ({"hints": torch.zeros(2, 8)}, "another width than 32"),
+    ],
+)
+def test_damaged_few_calls_are_named(change, said):
+    data, few = make_weights(CONFIG), vars(written_out(Sampling(steps=2), CONFIG.width)) | change
+    tensors = safetensors.load(data) | {f"few_calls.2.{name}": few[name].contiguous() for name in few}
+    damaged = safetensors.save(tensors, metadata=checkpoint.read_header(data, "here"))
+    with pytest.raises(UserError, match=said):
+        checkpoint.parse(damaged, "here")

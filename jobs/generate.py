@@ -191,8 +191,9 @@ def main(options: Options) -> None:
     plan = make_plan(options, weights)
     store = Store(options.out)
     if options.dry_run:
-        begun = plan_file.check(store, plan)
-        print(describe(plan) + (f"\nbegun in {store.url} already" if begun else ""))
+        print(describe(plan))
+        if plan_file.check(store, plan):
+            print(f"begun in {store.url} already")
         return
     summary = generate(
         plan,

@@ -226,11 +226,18 @@ def main(options: Options) -> None:
         gpus_per_worker=options.gpus_per_worker,
         stall_seconds=options.stall_minutes * 60,
     )
+    first = plan.shard(0)
     print(
-        f"{counted(summary.pictures, 'picture')} of {plan.width}x{plan.height} in {counted(summary.shards, 'shard')},"
-        f" {summary.bytes / 1e6:,.1f} MB, in {store.url}"
+        f"{_made(plan, summary.pictures)} of {plan.width}x{plan.height} in {counted(summary.shards, 'shard')},"
+        f" {summary.bytes / 1e6:,.1f} MB, from {store.path(plan.files(first, store.sizes(plan.data(first)))[0])} on"
     )
     print(balance(summary.timings))
+
+
+def _made(plan: RenderPlan, pictures: int) -> str:
+    if plan.motion == "none":
+        return counted(pictures, "picture")
+    return f"{counted(1 if plan.motion == 'pictures' else pictures, 'film')} of {counted(plan.frames, 'frame')}"
 
 
 if __name__ == "__main__":

@@ -90,7 +90,8 @@ class Options:
     """Widths of the averages of the weights, as parts of the training so far; the first is weights.safetensors."""
 
     augment: float = 0.15
-    """Chance of each of: zoom, turn, stretch, shift. The network is told, so that samples are not moved; 0 for none."""
+    """Chance of each of: zoom, turn, stretch, shift. The network is told, so that samples are not moved; 0 for none, as
+    always with --distil."""
 
     dropout: float = 0.0
     """Share of the hidden layers that each step leaves out, against learning by heart."""
@@ -137,7 +138,9 @@ class Options:
 def main(options: Options) -> None:
     """Check what can be checked here, then train on the cluster."""
     if options.photos is not None:
-        check(options.photos)
+        largest = max(map(int, check(options.photos)[2]["sides"]), default=0)
+        if options.detail > largest:
+            print(f"no photograph is kept at {options.detail} px: training at the model's size alone; give --detail")
     if options.lpips is None:
         print("no --lpips file: training without the perceptual term; pictures will be softer")
     else:

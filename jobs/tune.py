@@ -20,11 +20,11 @@ from models.errors import UserError
 from models.few_calls import MOST_CALLS
 from models.perceptual import load_lpips
 from models.sampler import Sampling
-from models.tuning import written_out
+from models.tuning import Judges, written_out
 from pipeline.datasets.indices import LARGEST
 from pipeline.execution.threads import cores
 from pipeline.storage.store import Store, using
-from pipeline.training.tuning import make_pairs, tune
+from pipeline.training.tuning import make_pairs, resemblance, tune
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class Options:
     lpips: str | None = None
     """File of perceptual weights; without it pictures are compared by their mean square alone, and become softer."""
 
+    photos: str | None = None
+    """Folder (or fsspec URL) that jobs.prepare made: aim at the statistics of these photographs as well as at the
+    pictures of many calls. Needs --lpips."""
+
     teacher_steps: int = 16
     """Calls of deis, on the schedule early, that make the pictures to learn from."""
 
@@ -54,7 +58,10 @@ class Options:
     """Pictures to learn from."""
 
     batch: int | None = None
-    """Pictures a step; 128 on a GPU and 16 on CPUs if not given. Each takes 20 to 40 MB a call."""
+    """Pictures a step; 128 on a GPU and 16 on CPUs if not given, or 512 and 64 with --photos: statistics need more."""
+
+    at_once: int | None = None
+    """So many of them are in memory, where each takes 20 to 60 MB a call; 128 on a GPU and 16 on CPUs if not given."""
 
     seed: int = 0
     """Seed of the noise; pictures that jobs.generate makes are of other noise."""
@@ -68,7 +75,10 @@ class Options:
     def __post_init__(self) -> None:
         check_numbers(self, "calls", least=1, most=MOST_CALLS)
         check_numbers(self, "minutes")
-        check_numbers(self, "batch", "pairs", least=1)
+        check_numbers(self, "batch", "pairs", least=2)
+        check_numbers(self, "at_once", least=1)
+        if self.photos is not None and self.lpips is None:
+            raise UserError("--photos needs --lpips, the file of the network that looks at them")
         check_numbers(self, "teacher_steps", least=1, most=1000)
         check_numbers(self, "seed", least=0, most=LARGEST)
         if not self.out.rpartition("/")[2].endswith(".safetensors"):
@@ -88,15 +98,19 @@ def main(options: Options) -> None:
         print("no --lpips file: learning from the mean square alone; pictures will be softer")
     folder, _, name = options.out.rpartition("/")
     store = Store(folder or ("/" if options.out.startswith("/") else "."))
-    if options.device == "cpu" or not torch.cuda.is_available():
-        device, batch = "cpu", options.batch or 16
+    device = "cpu" if options.device == "cpu" or not torch.cuda.is_available() else "cuda"
+    if device == "cpu":
         torch.set_num_threads(cores())
-    else:
-        device, batch = "cuda", options.batch or 128
+    at_once = options.at_once or {"cpu": 16, "cuda": 128}[device]
+    batch = options.batch or {"cpu": 16, "cuda": 128}[device] * (1 if options.photos is None else 4)
     few = denoiser.few_calls.get(options.calls) or written_out(Sampling(steps=options.calls), denoiser.config.width)
     denoiser.to(device)
     pairs = make_pairs(
-        denoiser, Sampling(steps=options.teacher_steps), seed=options.seed, count=options.pairs, batch=4 * batch
+        denoiser, Sampling(steps=options.teacher_steps), seed=options.seed, count=options.pairs, batch=4 * at_once
+    )
+    judges = Judges(
+        lpips and lpips.to(device),
+        resemblance(options.photos, lpips.to(device), device) if lpips and options.photos is not None else None,
     )
     few = tune(
         denoiser,
@@ -104,8 +118,9 @@ def main(options: Options) -> None:
         pairs,
         minutes=options.minutes,
         batch=batch,
+        at_once=at_once,
         seed=options.seed,
-        lpips=lpips and lpips.to(device),
+        judges=judges,
     )
     with using(store):
         store.write(name, checkpoint.with_few_calls(data, options.weights, few, default=options.default))

@@ -48,7 +48,7 @@ def distillation_loss(
     *,
     calls: int,
     objective: Objective,
-    pixels: int,
+    pixels: int | None,
     region: Region = WHOLE,
     lpips: torch.nn.Module | None = None,
     hints: tuple[Tensor, ...] = (),
@@ -56,20 +56,28 @@ def distillation_loss(
     """Terms of models.losses.TERMS, each a scalar, for a student that maps (z, t, *hints) to fields and `model` draws.
 
     The student's cats are compared with the teacher's at the model's resolution, and in `region` at `pixels` by
-    `pixels`. `noise` is [B, 3, Y, X].
+    `pixels` unless that is None. `noise` is [B, 3, Y, X].
     """
     wanted = teacher.make(noise)
     with torch.no_grad():
         clean = model.draw(wanted, *model.size)
-        detailed = model.draw(wanted, pixels, pixels, region)
+        detailed = model.draw(wanted, pixels, pixels, region) if pixels is not None else None
 
     def denoise(z: Tensor, t: float) -> tuple[Tensor, Tensor]:
         field = student(z, z.new_full((len(z),), t), *hints)
         return field, model.draw(field, *model.size)
 
     *_, last = euler(denoise, noise, distilled, calls)
-    t = noise.new_full((len(noise),), last.t)
+    finished = noise.new_zeros(len(noise))  # pictures have no velocity: whatever the last call's time, they weigh 1
     every = int  # of n pictures n are seen by the perceptual terms: the last x is a picture at any time
     return picture_loss(
-        last.field, model, clean, t, gated=every, objective=objective, detailed=detailed, region=region, lpips=lpips
+        last.field,
+        model,
+        clean,
+        finished,
+        gated=every,
+        objective=objective,
+        detailed=detailed,
+        region=region,
+        lpips=lpips,
     )

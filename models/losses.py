@@ -137,8 +137,10 @@ def picture_loss(
         share = objective.detail / count
         terms["detail"] = share * velocity_loss(fine, detailed, t[:many], objective).sum()
         if lpips is not None:
-            kept = torch.arange(0, front, max(1, round(1 / objective.detail_perceptual_share)), device=device)
-            scale = share * objective.perceptual * front / max(1, len(kept))
+            few = min(front, max(1, round(front * objective.detail_perceptual_share)))
+            # From the middle of each of so many stretches: pictures come in the order of their times.
+            kept = ((torch.arange(few, device=device) + 0.5) * front / max(1, few)).long()
+            scale = share * objective.perceptual * front / max(1, few)
             terms["detail_perceptual"] = scale * lpips(fine[kept], detailed[kept]).sum()
     if objective.depth:
         terms["depth"] = objective.depth * field[..., PARAMETERS.index("d")].square().mean()

@@ -5,13 +5,15 @@ The denoiser itself stays as it is, so a few thousand pictures are enough, and m
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
 
 from models.denoiser import Denoiser
 from models.few_calls import FewCalls
+from models.perceptual import Lpips
+from models.resemblance import Resemblance
 from models.sampler import SCHEDULES, SOLVERS, Sampling, follow, sample
 
 # Adam's step for each; times are learned as logits.
@@ -67,26 +69,34 @@ def wanted(denoiser: Denoiser, sampling: Sampling, noise: Tensor) -> Tensor:
         return denoiser.draw(sample(denoiser, noise, **asdict(sampling)), *denoiser.size).clamp(-1.0, 1.0).clone()
 
 
-def tuning_loss(
-    denoiser: Denoiser, few: FewCalls, noise: Tensor, pictures: Tensor, lpips: nn.Module | None
-) -> dict[str, Tensor]:
-    """How far what few calls make of `noise` is from `pictures`, all [B, 3, Y, X]: scalars by name, and "loss".
-
-    LPIPS is what differs to an eye; without it the mean square alone is left.
-    """
+def make(denoiser: Denoiser, few: FewCalls, noise: Tensor) -> Tensor:
+    """The pictures that few calls make of `noise`, both [B, 3, Y, X], about as a screen shows them; gradients flow."""
 
     def denoise(z: Tensor, t: Tensor, hint: Tensor) -> tuple[Tensor, Tensor]:
         field = denoiser(z, t.expand(len(z)), hint.expand(len(z), -1))
         return field, denoiser.draw(field, *denoiser.size)
 
     *_, last = follow(denoise, noise, few)
-    shown = last.after.clamp(-SHOWN, SHOWN)
-    terms = {"mean square": (shown - pictures).square().mean()}
-    terms["loss"] = MEAN_SQUARE_WEIGHT * terms["mean square"]
-    if lpips is not None:
-        terms["LPIPS"] = lpips(shown, pictures).mean()
-        terms["loss"] = terms["loss"] + terms["LPIPS"]
-    return terms
+    return last.after.clamp(-SHOWN, SHOWN)
+
+
+@dataclass(frozen=True)
+class Judges:
+    """What tells how good pictures of few calls are, beside their mean square from those of many.
+
+    LPIPS is what differs to an eye; without it pictures are softer. With `resemblance` they are drawn to photographs
+    too, whatever those of many calls are like.
+    """
+
+    lpips: Lpips | None = None
+    resemblance: Resemblance | None = None
+
+    def differences(self, made: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+        """How far pictures are from those wanted, [B, 3, Y, X] both: by name, on average over them."""
+        terms = {"mean square": MEAN_SQUARE_WEIGHT * (made - wanted).square().mean()}
+        if self.lpips is not None:
+            terms["LPIPS"] = self.lpips(made, wanted).mean()
+        return terms
 
 
 class Tuner:
@@ -98,12 +108,36 @@ class Tuner:
         self.optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.85, 0.98))
 
     def step(
-        self, denoiser: Denoiser, noise: Tensor, pictures: Tensor, lpips: nn.Module | None, *, progress: float
+        self,
+        denoiser: Denoiser,
+        noise: Tensor,
+        wanted: Tensor,
+        judges: Judges,
+        *,
+        progress: float,
+        at_once: int = 128,
     ) -> dict[str, Tensor]:
-        """Learn from a batch, see `tuning_loss`; `progress` is from 0 to 1."""
-        terms = tuning_loss(denoiser, self.tunable(), noise, pictures, lpips)
+        """Learn from noise and the pictures wanted of it, [B, 3, Y, X], `at_once` of them in memory; terms by name.
+
+        `progress` is from 0 to 1.
+        """
         self.optimizer.zero_grad()
-        terms["loss"].backward()
+        terms: dict[str, Tensor] = {}
+        pulls = torch.zeros_like(wanted)
+        if judges.resemblance is not None:
+            # It looks at all pictures together: its pull on each is found first, and then handed on to what made it.
+            with torch.no_grad():
+                made = torch.cat([make(denoiser, self.tunable(), z) for z in noise.split(at_once)])
+            made.requires_grad_(True)
+            terms["photographs"] = judges.resemblance(made.clamp(-1.0, 1.0))
+            (pulls,) = torch.autograd.grad(terms["photographs"], made)
+        for z, x, pull in zip(noise.split(at_once), wanted.split(at_once), pulls.split(at_once), strict=True):
+            made = make(denoiser, self.tunable(), z)
+            differences = judges.differences(made, x)
+            share = len(z) / len(noise)
+            (share * torch.stack(list(differences.values())).sum() + (made * pull).sum()).backward()
+            for name, term in differences.items():
+                terms[name] = terms.get(name, torch.zeros_like(term)) + share * term
         # Rates rise over a tenth of the way, as Adam's first steps are as long as any, and fall over the second half.
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * min(1.0, 10.0 * progress, 2.0 * (1.0 - progress))

@@ -45,16 +45,15 @@ class Vgg16(nn.Module):
         self.register_buffer("scale", torch.tensor(SCALE)[:, None, None])
         self.requires_grad_(False).eval()
 
-    def forward(self, image: Tensor, last: int = 5) -> list[Tensor]:
-        """Map pictures [B, 3, Y, X] in [-1, 1] to the first `last` of relu1_2, 2_2, 3_3, 4_3 and 5_3.
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Map pictures [B, 3, Y, X] in [-1, 1] to relu1_2, 2_2, 3_3, 4_3 and 5_3.
 
         Tap number s (from 1) has the width of STAGES and Y, X divided by 2 to the power s - 1; Y and X are at
-        least 2 to the power `last` - 1. The image has the float type that the module was moved to.
+        least 16. The image has the float type that the module was moved to.
         """
-        assert 1 <= last <= len(STAGES)
         hidden = (image - self.shift) / self.scale
         taps: list[Tensor] = []
-        for stage in list(self.stages)[:last]:
+        for stage in self.stages:
             if taps:
                 hidden = F.max_pool2d(hidden, 2)
             for convolution in stage.children():

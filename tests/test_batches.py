@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import numpy as np
+import pytest
 import torch
 
 from pipeline.training.batches import Pictures, crop, make_batch
@@ -45,6 +46,19 @@ def test_a_batch_shows_photographs_as_they_are_or_mirrored_and_large_beside_smal
     # The large picture reduced is the small one, so it is the same photograph, mirrored alike.
     halved = torch.nn.functional.avg_pool2d(large, large.shape[-1] // 64)
     assert (halved - small[:many]).abs().max() < 0.02
+
+
+@pytest.mark.parametrize("large", [1, 7, 39, 40])
+def test_every_photograph_is_drawn_as_often_as_any_other(large: int) -> None:
+    number = np.arange(40, dtype=np.uint8)[:, None, None, None]
+    rows = np.random.default_rng(0).permutation(40)[:large]
+    pictures = Pictures(TrainingSet(number * np.ones((1, 2, 2, 3), np.uint8), number[rows], rows), CPU)
+    generator, drawn = torch.Generator().manual_seed(0), torch.zeros(40)
+    for _ in range(1000):
+        small, _ = pictures.draw(8, pictures.detailed_in(8), generator)
+        drawn += torch.bincount(((small[:, 0, 0, 0] + 1) * 127.5).round().long(), minlength=40)
+    # 200 times each, with a deviation of 14.
+    assert 140 < drawn.min() < drawn.max() < 260
 
 
 def test_without_large_photographs_batches_have_none(prepared_cats: str) -> None:

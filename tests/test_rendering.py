@@ -202,10 +202,14 @@ def test_another_size_in_the_same_place_is_refused(splats, pictures, capsys):
     assert files(pictures) == before
 
 
-def test_the_last_line_says_what_bounds(splats, tmp_path, capsys):
-    assert command(splats, tmp_path / "out", "--indices", "0-1") == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert re.fullmatch(r"drawing .* s \(\d+% busy\), encoding .* s \(\d+% busy\): (drawing|encoding) bounds", last)
+def test_the_last_lines_say_what_was_made_where_and_what_bounds(splats, tmp_path, capsys):
+    assert command(splats, tmp_path / "out", "--indices", "2-3") == 0
+    *_, made, last = capsys.readouterr().out.splitlines()
+    assert made.startswith("2 pictures of ")
+    assert made.endswith(f"from {tmp_path}/out/shard-00000/00000002.png on")
+    assert re.fullmatch(r"drawing .* s \(\d+% busy\), encoding .* s \(\d+% busy\): \w+ bounds", last)
+    assert command(splats, tmp_path / "film", "--indices", "2-4", "--animate", "pictures") == 0
+    assert "1 film of 3 frames of " in capsys.readouterr().out
 
 
 def test_a_region_shows_that_part_of_the_picture_at_its_own_shape(splats, tmp_path):

@@ -14,8 +14,10 @@ from jobs import cli, generate, tune
 from models import checkpoint
 from models.denoiser import Denoiser, DenoiserConfig
 from models.errors import UserError
+from models.resemblance import Resemblance
 from models.sampler import SOLVERS, Sampling, noise, rollout, sample
-from models.tuning import Tuner, wanted, written_out
+from models.tuning import Judges, Tuner, wanted, written_out
+from models.vgg import load_vgg
 
 CONFIG = DenoiserConfig(rows=2, columns=2, splats_per_patch=4, width=32, blocks=2, heads=2)
 LEARNED = {"solver": "learned", "schedule": "learned"}
@@ -50,7 +52,7 @@ def test_learned_calls_come_nearer_to_many_calls_and_hints_are_part_of_it(denois
     start, fresh = noise(2, range(32), *denoiser.size), noise(3, range(16), *denoiser.size)
     pictures, expected = (wanted(denoiser, Sampling(), z) for z in (start, fresh))
     tuner = Tuner(few, "cpu")
-    losses = [tuner.step(denoiser, start, pictures, None, progress=i / 100)["loss"] for i in range(100)]
+    losses = [sum(tuner.step(denoiser, start, pictures, Judges(), progress=i / 100).values()) for i in range(100)]
     assert losses[-1] < losses[0]
     learned = tuner.tunable.learned()
     without = replace(learned, hints=torch.zeros_like(learned.hints))
@@ -108,3 +110,22 @@ def test_damaged_few_calls_are_named(change, said):
     damaged = safetensors.save(tensors, metadata=checkpoint.read_header(data, "here"))
     with pytest.raises(UserError, match=said):
         checkpoint.parse(damaged, "here")
+
+
+def test_pictures_are_drawn_to_photographs_in_pieces_as_at_once(denoiser, vgg_file: Path):
+    generator = torch.Generator().manual_seed(0)
+    photographs = [torch.rand(100, 3, 16, 16, generator=generator) * 2 - 1 for _ in range(3)]
+    unlike = Resemblance(load_vgg(str(vgg_file)), photographs)
+    bright, alike = photographs[0][:60] * 0.5 + 0.5, torch.rand(60, 3, 16, 16, generator=generator) * 2 - 1
+    assert unlike(bright) > unlike(alike) + 0.1
+    few = written_out(Sampling(steps=2), CONFIG.width)
+    z = noise(2, range(6), *denoiser.size)
+    x = wanted(denoiser, Sampling(), z)
+    moved = []
+    for at_once in (2, 6):
+        tuner = Tuner(few, "cpu")
+        tuner.step(denoiser, z, x, Judges(resemblance=unlike), progress=0.3, at_once=at_once)
+        moved.append([p.grad.clone() for p in tuner.tunable.parameters()])
+    for in_pieces, whole in zip(*moved, strict=True):
+        torch.testing.assert_close(in_pieces, whole, rtol=1e-3, atol=1e-6)
+        assert whole.norm() > 0

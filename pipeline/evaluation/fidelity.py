@@ -1,12 +1,11 @@
 """How near generated pictures are to photographs, always beside how near photographs are to each other.
 
-Everything here is plain functions on one device. `measurement` runs the same on Ray and adds what only
-splats allow; `evaluate` is the whole of it for arrays, without Ray.
+Everything here is plain functions on one device. `measurement` runs them on Ray and adds what only splats allow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,45 +77,11 @@ def load_networks(lpips: str | None = None, inception: str | None = None) -> dic
     return networks
 
 
-def evaluate(
-    generated: np.ndarray,
-    training: np.ndarray,
-    heldout: np.ndarray,
-    *,
-    networks: Mapping[str, FeatureNetwork],
-    device: torch.device | str = "cpu",
-    batch: int = BATCH,
-) -> dict[str, Any]:
-    """Compare generated pictures with photographs, all uint8 [n, 64, 64, 3], in the features of `networks`.
-
-    `training` and `heldout` are the photographs that were trained on and those kept from it; distances to photographs
-    look at both together. Deterministic: the same pictures in the same order give the same figures on one kind of
-    device, and differ by rounding on another.
-
-    Returns plain numbers, ready for JSON: `pictures` (generated, real, count) and `networks`, for each its figures as
-    `compare` makes them. Raises UserError for pictures of another shape and for too few of them.
-    """
-    check_pictures(generated, training, heldout)
-    num_real = len(training) + len(heldout)
-    check_enough("generated pictures", len(generated), networks)
-    check_enough("photographs", num_real, networks, sets=2)
-    figures = {}
-    for name, network in networks.items():
-        ours, known, unknown = (
-            look(network, pictures, mirrored=mirrored, device=device, batch=batch)
-            for pictures, mirrored in ((generated, True), (training, False), (heldout, True))
-        )
-        figures[name] = compare([ours], known, unknown)[0].figures
-    count = num_compared(len(generated), num_real)
-    pictures = {"generated": len(generated), "real": num_real, "count": count}
-    return {"pictures": pictures, "networks": figures}
-
-
-def check_pictures(generated: np.ndarray, training: np.ndarray, heldout: np.ndarray) -> None:
-    """Raise a UserError unless all are uint8 [n, SIDE, SIDE, 3], and the photographs of either kind at least one."""
-    for name, pictures in (("generated pictures", generated), ("photographs", training), ("photographs", heldout)):
+def check_photographs(training: np.ndarray, heldout: np.ndarray) -> None:
+    """Raise a UserError unless both are uint8 [n, SIDE, SIDE, 3], and at least one."""
+    for pictures in (training, heldout):
         if pictures.dtype != np.uint8 or pictures.shape[1:] != (SIDE, SIDE, 3):
-            raise UserError(f"{name} are {pictures.dtype} {pictures.shape}; needed: uint8 [n, {SIDE}, {SIDE}, 3]")
+            raise UserError(f"photographs are {pictures.dtype} {pictures.shape}; needed: uint8 [n, {SIDE}, {SIDE}, 3]")
     if not (len(training) and len(heldout)):
         raise UserError("photographs of both kinds are needed, trained on and held out; give more of them")
 
@@ -134,9 +99,12 @@ def check_enough(what: str, count: int, networks: Mapping[str, FeatureNetwork], 
         )
 
 
-def num_compared(generated: int, real: int) -> int:
-    """The size of each set compared: all generated pictures, or half of the photographs where that is less."""
-    return min(generated, real // 2)
+def num_compared(generated: Sequence[int], real: int) -> int:
+    """How many pictures of every set are compared: those of the smallest, or half of the photographs if that is less.
+
+    One number for all: a Fréchet distance depends on it.
+    """
+    return min(*generated, real // 2)
 
 
 def look(
@@ -167,14 +135,11 @@ def compare(sets: list[Seen], training: Seen, heldout: Seen) -> list[Comparison]
     """
     real = _shuffled(torch.cat([training.vectors, heldout.vectors]))[0]
     heldout_distance = _nearest(heldout, training)[0]
-    floors: dict[int, tuple[distances.Manifold, dict[str, float]]] = {}
+    count = num_compared([len(ours.vectors) for ours in sets], len(real))
+    half = distances.manifold(real[:count])
+    floor = _figures(distances.manifold(real[count : 2 * count]), half)
     comparisons = []
     for ours in sets:
-        count = num_compared(len(ours.vectors), len(real))
-        if count not in floors:
-            half = distances.manifold(real[:count])
-            floors[count] = half, _figures(distances.manifold(real[count : 2 * count]), half)
-        half, floor = floors[count]
         vectors, order = _shuffled(ours.vectors)
         chosen = distances.manifold(vectors[:count])
         figures: dict[str, Any] = {

@@ -68,7 +68,7 @@ def measure(
     of either kind, before any work, and as `Pool.map` does.
     """
     num_real = len(photographs.training) + len(photographs.heldout)
-    fidelity.check_pictures(photographs.training[:0], photographs.training, photographs.heldout)
+    fidelity.check_photographs(photographs.training, photographs.heldout)
     for source in sources:
         fidelity.check_enough(f"pictures of {source.url}", source.count, networks)
     fidelity.check_enough("photographs", num_real, networks, sets=2)
@@ -83,7 +83,7 @@ def measure(
     for one, patches in zip(weighed, of_patches, strict=True):
         one.figures |= {
             "pictures": one.source.count,
-            "count": fidelity.num_compared(one.source.count, num_real),
+            "count": fidelity.num_compared([source.count for source in sources], num_real),
             "networks": {name: comparison.figures for name, comparison in one.comparisons.items()},
             "borders": _borders(one, of_photographs),
             "consistency": consistency(one.closeups.agreement) if one.closeups else None,

@@ -11,10 +11,7 @@ import logging
 import math
 import os
 import re
-import signal
 import socket
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,13 +20,12 @@ from pathlib import Path
 import ray
 
 from models.errors import UserError, check_name, one_line
+from pipeline.execution.signals import own_signals
 
 # Only weights and small records pass through the object store: pictures and splats are written where they are made.
 OBJECT_STORE_BYTES = 256 * 2**20
 DEVICES = ("auto", "cpu", "gpu", "cuda")  # the last two are the same
 LOOK_SECONDS = 2.0
-# How long a SIGTERM may wait for a Ray that is starting, which takes 4 s and, on a busy machine, much longer.
-PATIENCE_SECONDS = 1.5
 
 
 @dataclass(frozen=True)
@@ -81,6 +77,19 @@ class Cluster:
         """How many processes with `share` of a GPU each have room on the GPUs that there are now."""
         return _fit({"GPU": self.gpus}, 0.0, share)
 
+    def demand(
+        self, use_gpu: bool, workers: int | None, *, gpus: float, cpus: int = 1, threads: int = 1
+    ) -> dict[str, float]:
+        """What each of `workers` processes, or of as many as there is room for, asks Ray for.
+
+        `gpus` of a GPU and `cpus` beside it, or on CPUs `threads`. UserError as `require_gpus`.
+        """
+        if not use_gpu:
+            return {"num_cpus": self.cpu_share(workers or 1, threads)}
+        self.require_gpus(workers or 1, gpus)
+        # Ray would take a CPU for each anyway, and of a machine with fewer CPUs use but some of the GPUs.
+        return {"num_cpus": self.cpu_share(workers or self.gpu_room(gpus), cpus), "num_gpus": gpus}
+
     def require_gpus(self, workers: int, share: float = 1.0) -> None:
         """Raise UserError where `workers` processes with `share` of a GPU each would wait for GPUs that never come."""
         if self.local and workers > self.gpu_room(share):
@@ -105,7 +114,7 @@ def connect(*, cpus: int | None = None, gpus: int | None = None) -> Iterator[Clu
         yield _describe(local)
         return
     try:
-        with _own_signals():
+        with own_signals():
             if local:
                 _start_local(cpus, gpus)
             else:
@@ -113,63 +122,6 @@ def connect(*, cpus: int | None = None, gpus: int | None = None) -> Iterator[Clu
         yield _describe(local)
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
-    """Within the block Ray starts and answers SIGTERM in its own way; keep this process's way, if it has one.
-
-    A SIGTERM that comes meanwhile is answered at the end of the block: what Ray's handler raises may be lost in a fork.
-    If that does not come soon, this process is ended, and with it those of the Ray that it has started.
-    """
-    handler = signal.getsignal(signal.SIGTERM)
-    if not callable(handler) or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    terminated, started = threading.Event(), threading.Event()
-
-    def watch() -> None:
-        while numbers := reader.recv(1024):
-            if signal.SIGTERM in numbers:
-                terminated.set()
-                if not started.wait(PATIENCE_SECONDS):
-                    _end_descendants()
-                    print("stopped by SIGTERM while Ray was starting", file=sys.stderr, flush=True)
-                    os._exit(128 + signal.SIGTERM)
-
-    reader, writer = socket.socketpair()
-    writer.setblocking(False)
-    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit):  # a signal: of a Ray that has started in part nobody else ends the parts
-        _end_descendants()
-        raise
-    finally:
-        signal.set_wakeup_fd(before)
-        signal.signal(signal.SIGTERM, handler)
-        started.set()
-        writer.close()
-        watcher.join()
-        reader.close()
-        if terminated.is_set():
-            handler(signal.SIGTERM, None)
-
-
-def _end_descendants() -> None:
-    """Kill the processes that this one has started, and those that these have; on Linux."""
-    parents: dict[int, int] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # it has ended
-            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
-    family = {os.getpid()}
-    while more := {pid for pid, parent in parents.items() if parent in family} - family:
-        family |= more
-    for pid in family - {os.getpid()}:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 def _fit(machine: Mapping[str, float], cpus: float, gpus: float) -> int:

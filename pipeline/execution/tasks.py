@@ -32,10 +32,8 @@ class Pool:
         """All GPUs or CPUs of a cluster, or `workers` of them; UserError for a device or GPUs that it has not."""
         use_gpu = cluster.has_gpu(device)
         limit = workers or max(1, int(cluster.gpus if use_gpu else cluster.cpus))
-        if use_gpu:
-            cluster.require_gpus(limit)
-            return cls(limit, {"num_gpus": 1.0}, "cuda", stall_seconds)
-        return cls(limit, {"num_cpus": cluster.cpu_share(limit, 1)}, "cpu", stall_seconds)
+        options = cluster.demand(use_gpu, limit, gpus=1.0)
+        return cls(limit, options, "cuda" if use_gpu else "cpu", stall_seconds)
 
     def share(self, value: Any) -> ObjectRef:
         """Put a large argument of many jobs where every machine fetches it once; jobs receive the value itself."""

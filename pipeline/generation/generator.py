@@ -97,13 +97,7 @@ def generate(
 
     def start_workers(cluster: Cluster) -> ActorWorkers:
         use_gpu = cluster.has_gpu(device)
-        if use_gpu:
-            cluster.require_gpus(workers or 1, gpus_per_worker)
-            # Ray would take a CPU for each anyway, and of a machine with fewer CPUs use but some of the GPUs.
-            share = cluster.cpu_share(workers or cluster.gpu_room(gpus_per_worker), 1)
-            options = {"num_cpus": share, "num_gpus": gpus_per_worker}
-        else:
-            options = {"num_cpus": cluster.cpu_share(workers or 1, plan.threads)}
+        options = cluster.demand(use_gpu, workers, gpus=gpus_per_worker, threads=plan.threads)
         arguments = (ray.put(weights), plan, store, use_gpu)  # weights travel by the object store, once a node
         hands = HANDS["cuda" if use_gpu else "cpu"]
         start = GeneratorActor.options(**options, max_concurrency=hands).remote

@@ -64,15 +64,9 @@ def render(
 
     def start_workers(cluster: Cluster) -> TaskWorkers:
         use_gpu = cluster.has_gpu(device)
-        if use_gpu:
-            cluster.require_gpus(workers or 1, gpus_per_worker)
-            cpus = cluster.cpus_per_gpu() * gpus_per_worker
-            encoders = encoders_on(cpus)
-            share = cluster.cpu_share(workers or cluster.gpu_room(gpus_per_worker), max(1, int(cpus)))
-            options = {"num_cpus": share, "num_gpus": gpus_per_worker}
-        else:
-            encoders = 1  # drawing and encoding share the task's one CPU
-            options = {"num_cpus": cluster.cpu_share(workers or 1, plan.threads)}
+        cpus = cluster.cpus_per_gpu() * gpus_per_worker
+        encoders = encoders_on(cpus) if use_gpu else 1  # on a CPU, drawing and encoding share it
+        options = cluster.demand(use_gpu, workers, gpus=gpus_per_worker, cpus=max(1, int(cpus)), threads=plan.threads)
         task = render_task.options(**options)
         where = "cuda" if use_gpu else "cpu"
         capacity = cluster.capacity(workers, **options)

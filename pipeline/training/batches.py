@@ -30,32 +30,33 @@ class Pictures:
         self.small = torch.from_numpy(photographs.small)
         self.large = torch.from_numpy(photographs.large)
         plain = np.setdiff1d(np.arange(len(self.small)), photographs.large_rows)
-        self.large_rows = torch.from_numpy(photographs.large_rows).to(device)
-        self.plain_rows = torch.from_numpy(plain).to(device)
+        # Rows of `small`: those of `large`, in their order, then the others.
+        self.rows = torch.from_numpy(np.concatenate([photographs.large_rows, plain])).to(device)
         size = self.small.nbytes + self.large.nbytes
         self.resident = device.type == "cpu" or size < DEVICE_SHARE * torch.cuda.mem_get_info(device)[0]
         if self.resident:
             self.small, self.large = self.small.to(device), self.large.to(device)
 
     def detailed_in(self, count: int) -> int:
-        """How many of `count` pictures of a batch are detailed: their share of the photographs, rounded."""
-        return round(count * len(self.large_rows) / len(self.small))
+        """How many of `count` pictures of a batch are detailed: their share of the photographs, rounded down."""
+        return count * len(self.large) // len(self.small)
 
     def draw(self, count: int, detailed: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random pictures in [-1, 1], `detailed` ones first: all at model size [count, 3, Y, X], those large as well.
 
-        A coin decides for each whether it is mirrored.
+        Every photograph is as likely as any other: what rounding leaves of the share of the large ones is drawn among
+        the rest, at model size. A coin decides for each whether it is mirrored.
         """
-        of_large = self._rows(len(self.large_rows), detailed, generator)
-        plain = self.plain_rows[self._rows(len(self.plain_rows), count - detailed, generator)]
-        rows = torch.cat([self.large_rows[of_large], plain])
-        mirrored = torch.rand(count, generator=generator, device=self.device) < 0.5
-        small = self._take(self.small, rows, mirrored)
+        device, many, rest = self.device, len(self.large), count - detailed
+        share = (count * many / len(self.small) - detailed) / max(rest, 1)
+        is_large = torch.rand(rest, generator=generator, device=device) < share
+        low, high = torch.where(is_large, 0, many), torch.where(is_large, many, len(self.small))
+        uniform = torch.rand(count, generator=generator, device=device, dtype=torch.float64)
+        of_large = (uniform[:detailed] * many).long()
+        others = (low + uniform[detailed:] * (high - low)).long()
+        mirrored = torch.rand(count, generator=generator, device=device) < 0.5
+        small = self._take(self.small, self.rows[torch.cat([of_large, others])], mirrored)
         return small, self._take(self.large, of_large, mirrored[:detailed])
-
-    def _rows(self, among: int, count: int, generator: torch.Generator) -> Tensor:
-        assert among or not count
-        return torch.randint(max(among, 1), (count,), generator=generator, device=self.device)
 
     def _take(self, pictures: Tensor, rows: Tensor, mirrored: Tensor) -> Tensor:
         if self.resident:
@@ -67,6 +68,11 @@ class Pictures:
             chosen = chosen.to(self.device, non_blocking=True)
         image = as_image(chosen)
         return torch.where(mirrored[:, None, None, None], image.flip(3), image)
+
+
+def spread(pictures: Tensor, count: int) -> Tensor:
+    """At most `count` of the pictures, evenly over all: they come in the order of their sources."""
+    return pictures[torch.linspace(0, len(pictures) - 1, min(count, len(pictures)), dtype=torch.float64).long()]
 
 
 def as_image(pictures: Tensor) -> Tensor:

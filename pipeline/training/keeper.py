@@ -16,7 +16,7 @@ from torch import Tensor
 from models.distillation import Teacher
 from models.losses import draw_times, lerp, velocity_loss
 from pipeline.rendering.sheets import sample_sheet
-from pipeline.training.batches import Pictures, as_image
+from pipeline.training.batches import Pictures, as_image, spread
 from pipeline.training.recipe import Recipe
 from pipeline.training.state import State
 
@@ -78,10 +78,11 @@ def validate(state: State, recipe: Recipe, source: Pictures | Teacher, heldout: 
     if heldout is None or isinstance(source, Teacher):
         return {}
     losses = {}
-    for name, photographs in (("heldout", heldout), ("seen", source.small[: len(heldout)])):
+    for name, photographs in (("heldout", heldout), ("seen", spread(source.small, len(heldout)))):
         clean = as_image(photographs.to(source.device))
         generator = torch.Generator(source.device).manual_seed(recipe.seed)
         t = draw_times(recipe.objective, len(clean), generator, source.device)
+        t = t[torch.randperm(len(t), generator=generator, device=source.device)]  # they come sorted
         noise = torch.randn(clean.shape, generator=generator, device=source.device)
         with torch.inference_mode():
             field = state.averages[0](lerp(clean, noise, t), t)

@@ -29,6 +29,7 @@ from pipeline.training.recipe import Budget, Recipe, learning_rate
 from pipeline.training.state import State
 
 PATIENCE = 20.0  # seconds without a report
+DROPOUT = 1  # what sets its seed apart from that of a batch
 
 
 class Outlet(Protocol):
@@ -85,7 +86,8 @@ def train(
         make, loss = partial(make_batch, recipe, source), partial(training_loss, model, denoiser)
     else:
         make = partial(make_noise_batch, recipe, device)
-        loss = partial(distillation_loss, model, denoiser, source, calls=recipe.distil, pixels=recipe.detail_pixels)
+        pixels = recipe.detail_pixels if recipe.detail else None
+        loss = partial(distillation_loss, model, denoiser, source, calls=recipe.distil, pixels=pixels)
     log = Meter(state, recipe, budget, device)
     metrics: dict[str, float] = {}
     keeper = Keeper(recipe, source, heldout, work, outlet.keep) if rank == 0 else None
@@ -97,7 +99,7 @@ def train(
             upcoming = ahead.submit(make, state.step + 1, rank, ranks)
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate(recipe, state.step, budget.progress(state.step, state.seconds))
-            torch.manual_seed(mixed_seed(recipe.seed, state.step, rank))  # of dropout
+            torch.manual_seed(mixed_seed(recipe.seed, state.step, rank, DROPOUT))
             terms = loss(objective=recipe.objective, lpips=perceptual, **batch)
             terms["loss"].backward()
             terms["norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
@@ -199,6 +201,7 @@ class Meter:
             "pictures_per_second": self.steps * self.recipe.batch / seconds,
             "eta_minutes": self.state.seconds / 60.0 * (1.0 / self.progress - 1.0),
         }
-        self.state.history.append({key: float(f"{value:.6g}") for key, value in metrics.items()})
+        shortened = {key: float(f"{value:.6g}") for key, value in metrics.items()}
+        self.state.history.append({**shortened, "step": self.state.step})
         self.sums, self.steps, self.since = self.zeros(), 0, now
         return metrics

@@ -6,16 +6,21 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.denoiser import Denoiser
 from models.few_calls import FewCalls
+from models.perceptual import Lpips
+from models.resemblance import Resemblance
 from models.sampler import Sampling, noise
-from models.tuning import Tuner, wanted
+from models.tuning import Judges, Tuner, wanted
 from pipeline.execution.progress import Ticker, duration
+from pipeline.training.batches import as_image, spread
+from pipeline.training.training_set import load
 
 # Pictures to learn from have indices from here on, which datasets do not reach: nothing is learned of theirs.
 FIRST_INDEX = 1 << 62
+PHOTOGRAPHS = 6000  # at most so many stand for all
 REPORT_SECONDS = 10.0
 
 
@@ -32,6 +37,12 @@ def make_pairs(denoiser: Denoiser, sampling: Sampling, *, seed: int, count: int,
     return torch.cat(noises), torch.cat(pictures)
 
 
+def resemblance(photos: str, lpips: Lpips, device: torch.device | str) -> Resemblance:
+    """What judges by the photographs trained on of a prepared set, in the eyes of the VGG16 within `lpips`."""
+    small = spread(torch.from_numpy(load(photos, heldout=False, detail=None).small), PHOTOGRAPHS)
+    return Resemblance(lpips.trunk, (as_image(some.to(device)) for some in small.split(100)))
+
+
 def tune(
     denoiser: Denoiser,
     few: FewCalls,
@@ -40,10 +51,14 @@ def tune(
     minutes: float,
     batch: int,
     seed: int,
-    lpips: nn.Module | None = None,
+    at_once: int,
+    judges: Judges,
     clock: Callable[[], float] = time.monotonic,
 ) -> FewCalls:
-    """Learn from `few` on, for so long, from `pairs` of noise and picture, on the denoiser's device."""
+    """Learn from `few` on, for so long, from `pairs` of noise and picture, on the denoiser's device.
+
+    In a step `batch` of them are seen, `at_once` together.
+    """
     z, x = pairs
     generator = torch.Generator().manual_seed(seed)
     tuner = Tuner(few, z.device)
@@ -52,7 +67,8 @@ def tune(
     steps = 0
     while (progress := (clock() - begun) / (60.0 * minutes)) < 1.0:
         rows = torch.randint(len(z), (batch,), generator=generator).to(z.device)
-        for name, term in tuner.step(denoiser, z[rows], x[rows], lpips, progress=progress).items():
+        terms = tuner.step(denoiser, z[rows], x[rows], judges, progress=progress, at_once=at_once)
+        for name, term in terms.items():
             sums[name] = sums.get(name, torch.zeros_like(term)) + term
         steps += 1
         if clock() - said >= REPORT_SECONDS:

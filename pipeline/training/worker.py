@@ -23,7 +23,7 @@ from models.distillation import Teacher
 from models.errors import UserError, one_line
 from models.perceptual import load_lpips
 from pipeline.storage.store import Store
-from pipeline.training.batches import Pictures
+from pipeline.training.batches import Pictures, spread
 from pipeline.training.board import progress_line
 from pipeline.training.recipe import Recipe, Run
 from pipeline.training.state import DamagedCheckpoint, State, weights_name
@@ -121,8 +121,8 @@ def photographs(
     seen = load(settings.photos, heldout=False, detail=detail, stripe=(rank, ranks), memory_bytes=int(memory))
     if not check(settings.photos)[2]["heldout"]:
         return Pictures(seen, device), None
-    heldout = load(settings.photos, heldout=True, detail=None).small[:HELDOUT]
-    return Pictures(seen, device), torch.from_numpy(heldout)
+    heldout = load(settings.photos, heldout=True, detail=None).small
+    return Pictures(seen, device), spread(torch.from_numpy(heldout), HELDOUT)
 
 
 def resume(state: State, recipe: Recipe, ranks: int) -> Iterator[str]:

@@ -168,16 +168,15 @@ def make_plan(options: Options, weights: bytes) -> GenerationPlan:
 
 def choose_sampling(options: Options, weights: bytes) -> Sampling:
     """How to sample: what the options say, then what the weights say; UserError for what does not go together."""
-    said = checkpoint.sampling(weights, options.weights)
     denoiser = checkpoint.parse(weights, options.weights)
-    steps = options.steps or said.steps
-    if options.solver == LEARNED or (options.solver is options.schedule is None and steps in denoiser.few_calls):
+    calls = options.steps or checkpoint.sampling(weights, options.weights).steps
+    if options.solver == LEARNED or (options.solver is options.schedule is None and calls in denoiser.few_calls):
         if options.schedule is not None:
             raise UserError(f"--schedule {options.schedule}: the solver {LEARNED} has times of its own; leave it out")
-        learned(denoiser, steps)
-        return Sampling(LEARNED, LEARNED, steps)
-    if said.solver == LEARNED:
-        said = Sampling()
+        learned(denoiser, calls)
+        return Sampling(LEARNED, LEARNED, calls)
+    said = checkpoint.sampling(weights, options.weights, many=True)
+    steps = options.steps or said.steps
     chosen = Sampling(options.solver or said.solver, options.schedule or said.schedule, steps)
     SCHEDULES[chosen.schedule](steps)  # which may have no such number of calls
     if chosen.schedule == said.schedule == "distilled" and steps != said.steps:

@@ -59,50 +59,50 @@ class Options:
     """Pictures a step, over all workers; 512 on GPUs and 64 on CPUs if not given. In a step of the default model each
     takes 20 to 40 MB."""
 
-    learning_rate: float = 6e-4
+    learning_rate: float = Recipe.learning_rate
     """Peak learning rate of AdamW."""
 
-    kernel: str = "wavelet"
-    """Kernel of the splats."""
+    kernel: str = DenoiserConfig.kernel
+    """Kernel of the splats: wavelet, sharp or gaussian."""
 
-    width: int = 384
+    width: int = DenoiserConfig.width
     """Width of the transformer."""
 
-    blocks: int = 16
+    blocks: int = DenoiserConfig.blocks
     """Blocks of the transformer."""
 
-    heads: int = 6
+    heads: int = DenoiserConfig.heads
     """Attention heads; the width must be a multiple of 4 times this."""
 
-    detail: int = 256
+    detail: int = Recipe.detail
     """Photographs at least this wide supervise at high resolution too; 0 turns that off."""
 
-    seed: int = 0
+    seed: int = Recipe.seed
     """Seed of weights, batches and noise."""
 
-    warmup: int = 400
+    warmup: int = Recipe.warmup
     """Steps over which the learning rate rises."""
 
-    decay: float = 0.4
+    decay: float = Recipe.decay
     """Last part of training over which the learning rate falls to 0."""
 
-    ema_widths: tuple[float, ...] = (0.05, 0.1)
+    ema_widths: tuple[float, ...] = Recipe.ema_widths
     """Widths of the averages of the weights, as parts of the training so far; the first is weights.safetensors."""
 
-    augment: float = 0.15
+    augment: float = Recipe.augment
     """Chance of each of: zoom, turn, stretch, shift. The network is told, so that samples are not moved; 0 for none, as
     always with --distil."""
 
-    dropout: float = 0.0
+    dropout: float = Recipe.dropout
     """Share of the hidden layers that each step leaves out, against learning by heart."""
 
     objective: Objective = field(default_factory=Objective)
     """Weights and schedules of the loss."""
 
-    report_every: int = 50
+    report_every: int = Budget.report_every
     """Steps between lines of progress; on CPUs there is one every 20 seconds at least."""
 
-    save_every: int = 2000
+    save_every: int = Budget.save_every
     """Steps between checkpoints, of which there is one every ten minutes at least."""
 
     def __post_init__(self) -> None:

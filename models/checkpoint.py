@@ -95,8 +95,7 @@ def with_few_calls(data: bytes, name: str, learned: FewCalls, *, default: bool) 
     header, tensors = read_header(data, name), load_tensors(data)
     tensors |= {FEW_CALLS + key: tensor.contiguous() for key, tensor in few_calls.named(learned).items()}
     if default:
-        sampling = Sampling(LEARNED, LEARNED, len(learned))
-        header["about"] = json.dumps(json.loads(header["about"]) | {"sampling": asdict(sampling)})
+        header["about"] = json.dumps(json.loads(header["about"]) | {"calls": len(learned)})
     return with_sorted_metadata(save_tensors(tensors, metadata=header))
 
 
@@ -117,13 +116,18 @@ def read_header(data: bytes, name: str) -> dict[str, str]:
     return header
 
 
-def sampling(data: bytes, name: str) -> Sampling:
-    """How serialised weights want to be sampled; the default where they do not say. Raises UserError."""
+def sampling(data: bytes, name: str, *, many: bool = False) -> Sampling:
+    """How serialised weights want to be sampled; the default where they do not say. Raises UserError.
+
+    `many`: as they were trained to be, whatever was learned of few calls.
+    """
     try:
-        said = Sampling(**json.loads(read_header(data, name)["about"]).get("sampling", {}))
-        if (said.solver, said.schedule) != (LEARNED, LEARNED):
-            check_name("solver", said.solver, SOLVERS)
-            check_name("schedule", said.schedule, SCHEDULES)
+        about = json.loads(read_header(data, name)["about"])
+        said = Sampling(**about.get("sampling", {}))
+        check_name("solver", said.solver, SOLVERS)
+        check_name("schedule", said.schedule, SCHEDULES)
+        if "calls" in about and not many:
+            said = Sampling(LEARNED, LEARNED, about["calls"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"weights {name} cannot be read: {error}; give a file made by jobs.train") from None
     if type(said.steps) is not int or said.steps < 1:

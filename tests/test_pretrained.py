@@ -1,4 +1,6 @@
-"""The bundled weights: their cats hold together at every size, and the default solver earns its place."""
+"""The bundled weights: their cats hold together at every size, and how they are sampled earns its place."""
+
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ def denoiser():
 @pytest.fixture(scope="module")
 def cats(denoiser):
     """Sixteen generated cats."""
-    return sampler.sample(denoiser, sampler.noise(7, range(16), *denoiser.size), steps=16, solver="deis")
+    how = checkpoint.sampling(checkpoint.read(checkpoint.PRETRAINED), "bundled")
+    return sampler.sample(denoiser, sampler.noise(7, range(16), *denoiser.size), **asdict(how))
 
 
 def test_cats_agree_with_themselves_at_other_sizes(cats):
@@ -30,14 +33,17 @@ def test_no_patch_borders_in_cats(cats):
     assert ratios.mean() <= 1.05
 
 
-def test_multistep_is_nearer_to_a_long_rollout_than_euler(denoiser):
-    noise = sampler.noise(7, [2], *denoiser.size)
+def test_multistep_is_nearer_to_a_long_rollout_than_euler_and_learned_calls_than_as_many_others(denoiser):
+    noise = sampler.noise(7, [2, 3], *denoiser.size)
 
     def picture(solver, steps, schedule):
         field = sampler.sample(denoiser, noise, steps=steps, solver=solver, schedule=schedule)
-        return denoiser.draw(field, *denoiser.size)
+        return denoiser.draw(field, *denoiser.size).clamp(-1, 1)
 
-    long = picture("euler", 256, "uniform")
-    default = psnr(picture("deis", 16, "early"), long)
-    assert default > psnr(picture("euler", 16, "early"), long) + 3
-    assert default > psnr(picture("euler", 16, "uniform"), long) + 3
+    long = picture("euler", 96, "uniform")
+    multistep = picture("deis", 16, "early")
+    agreement = {name: psnr(picture("euler", 16, name), long).mean() for name in ("early", "uniform")}
+    assert psnr(multistep, long).mean() > max(agreement.values()) + 3
+    (calls,) = denoiser.few_calls
+    others = psnr(picture("deis", calls, "early"), multistep).mean()
+    assert psnr(picture("learned", calls, "learned"), multistep).mean() > others + 2

@@ -86,7 +86,8 @@ def test_weights_carry_what_was_learned_and_are_sampled_by_it(tiny_weights: Path
     assert planned(steps=2) == ("learned", "learned", 2)
     assert planned(steps=5) == ("deis", "early", 5)
     assert planned(steps=2, solver="euler") == ("euler", "early", 2)
-    assert planned(schedule="uniform") == ("deis", "uniform", 3)
+    assert planned(solver="deis") == ("deis", "early", 16)
+    assert planned(schedule="uniform") == ("deis", "uniform", 16)
     with pytest.raises(UserError, match="learned to make 2, 3 calls, not 5"):
         planned(steps=5, solver="learned")
     with pytest.raises(UserError, match="--schedule early: the solver learned has times of its own"):

@@ -17,7 +17,7 @@ from models import sampler
 from models.losses import Objective, training_loss
 from models.perceptual import Lpips, random_weights
 from models.rasterize import rasterize, to_uint8
-from models.sampler import SOLVERS
+from models.sampler import LEARNED, SOLVERS
 from models.vgg import STAGES, Vgg16
 from pipeline.benchmark.baseline import EagerDenoiser, eager_draw
 from pipeline.benchmark.bench import BACKWARD_CALLS, FORWARD_CALLS, MATRIX_FLOPS, ROLLOUT, SPECIAL_FUNCTIONS, Bench, Row
@@ -218,7 +218,7 @@ def network(bench: Bench) -> None:
 
 
 def rollout(bench: Bench) -> None:
-    """Whole rollouts from noise on the device, each solver."""
+    """Whole rollouts from noise on the device, each solver, and the few calls that the weights learned."""
     (batch, steps), some = ROLLOUT[bench.device], 64 if bench.cuda else 2
     noise = sampler.noise(0, range(batch), 64, 64).to(bench.device)
     for solver in SOLVERS:
@@ -231,4 +231,11 @@ def rollout(bench: Bench) -> None:
                 some,
                 partial(sampler.sample, bench.eager, noise[:some], steps=steps, solver=solver),
             ),
+        )
+    for calls in sorted(bench.denoiser.few_calls):
+        bench.measure(
+            f"rollout {LEARNED}, {calls} calls, batch {batch}",
+            "pictures",
+            batch,
+            partial(sampler.sample, bench.denoiser, noise, steps=calls, solver=LEARNED, schedule=LEARNED),
         )

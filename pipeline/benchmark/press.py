@@ -21,7 +21,7 @@ import torch
 
 from models import checkpoint
 from pipeline.benchmark.bench import Bench, Row
-from pipeline.benchmark.storage import bulk_plan, folder
+from pipeline.benchmark.storage import bulk_plan, drawn_plan, folder
 from pipeline.datasets import plan_file
 from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan import RenderPlan
@@ -213,18 +213,5 @@ def _stored(bench: Bench, place: str, count: int) -> SplatDataset:
 
 
 def _plan(source: SplatDataset, extent: Extent, encoding: str, output: str, count: int) -> RenderPlan:
-    return RenderPlan(
-        source=source.plan.fingerprint(),
-        seed=source.plan.seed,
-        indices=str(Indices.first(count)),
-        shard_size=extent.pictures_per_shard,
-        width=SIDE,
-        height=SIDE,
-        kernel=source.plan.kernel,
-        neighbourhood=source.plan.neighbourhood,
-        view="colour",
-        output=output,
-        encoding=encoding,
-        quality=90 if ENCODINGS[encoding].qualities else 0,
-        threads=1,
-    )
+    size = extent.pictures_per_shard
+    return drawn_plan(source, count=count, size=size, side=SIDE, output=output, encoding=encoding)

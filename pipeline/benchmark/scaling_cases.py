@@ -20,9 +20,7 @@ from safetensors.torch import save_file
 from models import checkpoint
 from models.denoiser import DenoiserConfig
 from models.perceptual import random_weights
-from pipeline.benchmark.storage import bulk_plan
-from pipeline.datasets.indices import Indices
-from pipeline.datasets.plan import RenderPlan
+from pipeline.benchmark.storage import bulk_plan, drawn_plan
 from pipeline.datasets.records import Record, committed
 from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.execution.cluster import Cluster
@@ -169,21 +167,7 @@ def render(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
     source = bench.splats
     extent, store = bench.extent, Store(bench.new_folder())
     count = bench.drawn * times
-    plan = RenderPlan(
-        source=source.plan.fingerprint(),
-        seed=source.plan.seed,
-        indices=str(Indices.first(count)),
-        shard_size=extent.drawn_shard,
-        width=extent.side,
-        height=extent.side,
-        kernel=source.plan.kernel,
-        neighbourhood=source.plan.neighbourhood,
-        view="colour",
-        output="parquet",
-        encoding="jpeg",
-        quality=90,
-        threads=1,
-    )
+    plan = drawn_plan(source, count=count, size=extent.drawn_shard, side=extent.side, output="parquet", encoding="jpeg")
     workers = bench.drawing(units)
     begun = time.monotonic()
     summary = renderer.render(source, plan, store, workers=workers, device=bench.device)

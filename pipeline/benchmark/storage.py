@@ -19,11 +19,11 @@ from pipeline.benchmark.baseline import eager_draw
 from pipeline.benchmark.bench import ROLLOUT, Bench, Row
 from pipeline.datasets import plan_file
 from pipeline.datasets.indices import Indices
-from pipeline.datasets.plan import GenerationPlan
+from pipeline.datasets.plan import GenerationPlan, RenderPlan
 from pipeline.datasets.splat_dataset import SplatDataset, write_table
 from pipeline.execution.threads import ordered
 from pipeline.generation.sampling import HANDS, generate_shard, plan_for
-from pipeline.rendering.encoders import Picture, encode_jpeg
+from pipeline.rendering.encoders import ENCODINGS, Picture, encode_jpeg
 from pipeline.storage.store import Store
 
 SIDE = 512
@@ -107,6 +107,25 @@ def bulk_plan(weights: bytes, *, count: int, size: int, batch: int, steps: int) 
         schedule="early",
         steps=steps,
         batch_size=batch,
+        threads=1,
+    )
+
+
+def drawn_plan(source: SplatDataset, *, count: int, size: int, side: int, output: str, encoding: str) -> RenderPlan:
+    """The plan of drawing the first pictures of a dataset at `side` by `side`, in shards of `size`."""
+    return RenderPlan(
+        source=source.plan.fingerprint(),
+        seed=source.plan.seed,
+        indices=str(Indices.first(count)),
+        shard_size=size,
+        width=side,
+        height=side,
+        kernel=source.plan.kernel,
+        neighbourhood=source.plan.neighbourhood,
+        view="colour",
+        output=output,
+        encoding=encoding,
+        quality=90 if ENCODINGS[encoding].qualities else 0,
         threads=1,
     )
 

@@ -62,7 +62,7 @@ def work(config: Mapping[str, Any]) -> None:
             else:
                 assert start is not None
                 assert settings.weights is not None
-                source = Teacher(start.to(device), checkpoint.sampling(data, settings.weights))
+                source = Teacher(start.to(device), checkpoint.sampling(data, settings.weights, many=True))
         with tempfile.TemporaryDirectory() as folder:
             train(
                 state,

@@ -17,6 +17,7 @@ from models.vgg import Vgg16
 
 COMPONENTS = 192
 TINY = 1e-4
+AMONG_PHOTOGRAPHS = 2.0  # the kernel's mean over pairs of them: 1, and as whitened another 1
 
 
 class Resemblance:
@@ -40,14 +41,12 @@ class Resemblance:
         return torch.cat(means + [(each.var(dim=(2, 3), correction=0) + TINY).sqrt() for each in maps], dim=1)
 
     def __call__(self, pictures: Tensor) -> Tensor:
-        """The discrepancy of two or more pictures [B, 3, Y, X] from the photographs, a scalar; gradients flow to them.
-
-        It is short of what photographs have among themselves, a constant, of which only comparisons would need to know.
-        """
+        """How far two or more pictures [B, 3, Y, X] are from the photographs, a scalar through which gradients flow."""
         ours = (self.statistics(pictures) - self.mean) @ self.axes
         count = len(ours)
-        among = self._kernel(ours, ours)
-        return (among.sum() - among.trace()) / (count * (count - 1)) - 2.0 * self._kernel(ours, self.photographs).mean()
+        kernel = self._kernel(ours, ours)
+        among = (kernel.sum() - kernel.trace()) / (count * (count - 1))
+        return among - 2.0 * self._kernel(ours, self.photographs).mean() + AMONG_PHOTOGRAPHS
 
     @staticmethod
     def _kernel(a: Tensor, b: Tensor) -> Tensor:

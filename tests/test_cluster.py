@@ -94,6 +94,7 @@ def test_an_address_without_a_cluster_is_named_in_one_line(tiny_weights, tmp_pat
     assert done.returncode == 1
     assert f"RAY_ADDRESS={address} " in done.stderr
     assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.slow

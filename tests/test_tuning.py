@@ -115,10 +115,11 @@ def test_damaged_few_calls_are_named(change, said):
 
 def test_pictures_are_drawn_to_photographs_in_pieces_as_at_once(denoiser, vgg_file: Path):
     generator = torch.Generator().manual_seed(0)
-    photographs = [torch.rand(100, 3, 16, 16, generator=generator) * 2 - 1 for _ in range(3)]
+    photographs = [torch.rand(100, 3, 16, 16, generator=generator) * 2 - 1 for _ in range(20)]
     unlike = Resemblance(load_vgg(str(vgg_file)), photographs)
     bright, alike = photographs[0][:60] * 0.5 + 0.5, torch.rand(60, 3, 16, 16, generator=generator) * 2 - 1
-    assert unlike(bright) > unlike(alike) + 0.1
+    assert unlike(bright) > 1
+    assert abs(unlike(alike)) < 0.3
     few = written_out(Sampling(steps=2), CONFIG.width)
     z = noise(2, range(6), *denoiser.size)
     x = wanted(denoiser, Sampling(), z)

@@ -20,7 +20,7 @@ from pipeline.training.training_set import load
 
 # Pictures to learn from have indices from here on, which datasets do not reach: nothing is learned of theirs.
 FIRST_INDEX = 1 << 62
-PHOTOGRAPHS = 6000  # at most so many stand for all
+PHOTOGRAPHS = 4000  # at most so many stand for all
 REPORT_SECONDS = 10.0
 
 

@@ -98,6 +98,8 @@ def main(options: Options) -> None:
         print("no --lpips file: learning from the mean square alone; pictures will be softer")
     folder, _, name = options.out.rpartition("/")
     store = Store(folder or ("/" if options.out.startswith("/") else "."))
+    with using(store):
+        store.exists(name)  # a place that cannot be reached is said before anything is learned
     device = "cpu" if options.device == "cpu" or not torch.cuda.is_available() else "cuda"
     if device == "cpu":
         torch.set_num_threads(cores())

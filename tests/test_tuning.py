@@ -97,6 +97,28 @@ def test_weights_carry_what_was_learned_and_are_sampled_by_it(tiny_weights: Path
 
 
 @pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--calls", "0"], "--calls 0: give a number from 1 to 64"),
+        (["--minutes", "0"], "--minutes 0"),
+        (["--out", "fast.pt"], "give a file whose name ends with .safetensors"),
+        (["--photos", "prepared"], "--photos needs --lpips"),
+        (["--weights", "no.safetensors"], "no weights at no.safetensors"),
+        (["--device", "gpu"], "PyTorch sees no GPU here"),
+    ],
+)
+def test_mistakes_get_one_line(tmp_path: Path, capsys, options, said):
+    given = {"--out": str(tmp_path / "fast.safetensors"), "--calls": "2", "--minutes": "1", options[0]: options[1]}
+    if options[0] == "--device" and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert cli.run(tune.Options, tune.main, [word for pair in given.items() for word in pair]) == 1
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"times": torch.tensor([0.0, 1.0])}, "from 0 to below 1"),

@@ -23,6 +23,12 @@ def cats(denoiser):
     return sampler.sample(denoiser, sampler.noise(7, range(16), *denoiser.size), **asdict(how))
 
 
+def made(denoiser, indices, **sampling):
+    """Pictures of seed 7 as a screen shows them."""
+    field = sampler.sample(denoiser, sampler.noise(7, indices, *denoiser.size), **sampling)
+    return denoiser.draw(field, *denoiser.size).clamp(-1, 1)
+
+
 def test_cats_agree_with_themselves_at_other_sizes(cats):
     large = rasterize(cats[:4], 512, 512).clamp(-1, 1)
     assert psnr(F.avg_pool2d(large, 8), rasterize(cats[:4], 64, 64)).mean() >= 38
@@ -33,17 +39,18 @@ def test_no_patch_borders_in_cats(cats):
     assert ratios.mean() <= 1.05
 
 
-def test_multistep_is_nearer_to_a_long_rollout_than_euler_and_learned_calls_than_as_many_others(denoiser):
-    noise = sampler.noise(7, [2, 3], *denoiser.size)
-
+def test_multistep_is_nearer_to_a_long_rollout_than_euler(denoiser):
     def picture(solver, steps, schedule):
-        field = sampler.sample(denoiser, noise, steps=steps, solver=solver, schedule=schedule)
-        return denoiser.draw(field, *denoiser.size).clamp(-1, 1)
+        return made(denoiser, [2], steps=steps, solver=solver, schedule=schedule)
 
     long = picture("euler", 96, "uniform")
-    multistep = picture("deis", 16, "early")
-    agreement = {name: psnr(picture("euler", 16, name), long).mean() for name in ("early", "uniform")}
-    assert psnr(multistep, long).mean() > max(agreement.values()) + 3
+    multistep = psnr(picture("deis", 16, "early"), long)
+    assert multistep > psnr(picture("euler", 16, "early"), long) + 3
+    assert multistep > psnr(picture("euler", 16, "uniform"), long) + 3
+
+
+def test_learned_calls_are_nearer_to_many_than_as_many_others(denoiser):
     (calls,) = denoiser.few_calls
-    others = psnr(picture("deis", calls, "early"), multistep).mean()
-    assert psnr(picture("learned", calls, "learned"), multistep).mean() > others + 2
+    many = made(denoiser, [2, 3], steps=16, solver="deis")
+    learned = psnr(made(denoiser, [2, 3], steps=calls, solver="learned", schedule="learned"), many)
+    assert learned.mean() > psnr(made(denoiser, [2, 3], steps=calls, solver="deis"), many).mean() + 2

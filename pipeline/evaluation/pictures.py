@@ -77,10 +77,11 @@ def count_photographs(urls: Sequence[str]) -> int:
 def load_photographs(urls: Sequence[str], *, large: Mapping[int, int], seed: int) -> Photographs:
     """Read a prepared set, or photographs at any URLs, which are then prepared as for training in a temporary folder.
 
-    So the crop, exact duplicates and the 5 % held out are the same whichever way. `large` says how many pictures of
-    which side to keep beside the small ones, at most: reduced by area from those kept at that side or more, chosen by
-    `seed`. UserError where there is no photograph, and, naming the file, where one cannot be decoded or is smaller
-    than 64 px: a measurement that leaves some out would mislead. A prepared set told of such files when it was made.
+    So the crop, exact duplicates and the 5 % held out are the same whichever way, for sets prepared without a `--box`
+    and by the same decoders. `large` says how many pictures of which side to keep beside the small ones, at most:
+    reduced by area from those kept at that side or more, chosen by `seed`. UserError where there is no photograph,
+    and, naming the file, where one cannot be decoded or is smaller than 64 px: a measurement that leaves some out would
+    mislead. A prepared set told of such files when it was made.
     """
     with contextlib.ExitStack() as stack:
         url = urls[0]

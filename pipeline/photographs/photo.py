@@ -94,7 +94,7 @@ def identity(picture: Image.Image) -> str:
 
 
 def is_heldout(identity: str) -> bool:
-    """Whether a photograph belongs to the 5 % never trained on; depends on nothing but the photograph."""
+    """Whether a photograph belongs to the 5 % never trained on; depends on nothing but its crop's pixels."""
     return int(identity[:8], 16) % 20 == 0
 
 

@@ -38,14 +38,18 @@ class Pictures:
             self.small, self.large = self.small.to(device), self.large.to(device)
 
     def detailed_in(self, count: int) -> int:
-        """How many of `count` pictures of a batch are detailed: their share of the photographs, rounded down."""
-        return count * len(self.large) // len(self.small)
+        """How many of `count` pictures of a batch are detailed: their share of the photographs, rounded down.
+
+        Or one, where that is nearer than none: then these are drawn somewhat more often, rather than never in detail.
+        """
+        share = count * len(self.large) / len(self.small)
+        return int(share) or round(share)
 
     def draw(self, count: int, detailed: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Random pictures in [-1, 1], `detailed` ones first: all at model size [count, 3, Y, X], those large as well.
 
-        Every photograph is as likely as any other: what rounding leaves of the share of the large ones is drawn among
-        the rest, at model size. A coin decides for each whether it is mirrored.
+        Every photograph is as likely as any other: what rounding down leaves of the share of the large ones is drawn
+        among the rest, at model size. A coin decides for each whether it is mirrored.
         """
         device, many, rest = self.device, len(self.large), count - detailed
         share = (count * many / len(self.small) - detailed) / max(rest, 1)

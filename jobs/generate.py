@@ -63,7 +63,8 @@ class Options:
     --distil); if not given, what the weights say, or else early. The solver learned has times of its own."""
 
     precision: str = "float16"
-    """How splats are stored: float16, or compact, rounded in a third of the bytes such that pictures do not show it."""
+    """How splats are stored: float16, or compact, rounded such that pictures do not show it, in two fifths of the
+    bytes."""
 
     shard_size: int | None = None
     """Pictures a shard; 64 to 4,096 (1.1 to 70 MB as float16) by the number of pictures if not given."""

@@ -1,7 +1,7 @@
 """How a splat field is kept in the columns of a shard: plain float16, or compact integers with a documented meaning.
 
 `float16` is one column `splats`: what everybody can read at once. `compact` is a column of small integers for each
-parameter, a third of the bytes, at a precision that pictures do not show. Both are defined by what is written
+parameter, two fifths of the bytes, at a precision that pictures do not show. Both are defined by what is written
 here and nothing else: no table is learned from data, so a row means the same in every file.
 """
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from jobs.cli import run
+from jobs.cli import run, torch_device
 from models.errors import UserError, check_name
 from pipeline.benchmark import cases, press, storage
 from pipeline.benchmark.bench import HEADER, Bench, about, line
@@ -70,16 +70,14 @@ class Options:
     """Also write the figures to this file, as JSON."""
 
     def __post_init__(self) -> None:
-        check_name("device", self.device, ("auto", "cuda", "gpu", "cpu"))
+        device = torch_device(self.device)
         for name in self.only:
             check_name("measurement", name, SCALING if self.scaling else (*GROUPS, *TUNING))
         if self.workers is not None and not self.scaling:
             raise UserError("--workers goes with --scaling")
         if self.workers is not None and self.workers < 1:
             raise UserError(f"--workers {self.workers}: give a number of at least 1")
-        if self.device in ("cuda", "gpu") and not torch.cuda.is_available():
-            raise UserError(f"--device {self.device}: torch finds no GPU here; use --device cpu")
-        if self.device == "cpu" or not torch.cuda.is_available():
+        if device == "cpu":
             for name in self.only:
                 if name in TUNING:
                     raise UserError(f"--only {name}: that needs a GPU")
@@ -91,7 +89,7 @@ class Options:
 
 def main(options: Options) -> None:
     """Measure, print the table, write the JSON."""
-    device = "cuda" if options.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = torch_device(options.device)
     if options.scaling:
         scale(options, device)
         return

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import tyro
 
-from models.errors import UserError, escaped, one_line
+from models.errors import UserError, check_name, escaped, one_line
 
 Options = TypeVar("Options")
 
@@ -127,6 +127,18 @@ def check_numbers(
             fits, wanted = least <= value <= most, f"a number from {least:,} to {most:,}"
         if not fits:
             raise UserError(f"--{name.replace('_', '-')} {value}: give {wanted}")
+
+
+def torch_device(device: str) -> str:
+    """The device of this machine, cuda or cpu, that an option `--device` names; UserError where it is not there."""
+    import torch  # most commands leave it to their workers
+
+    check_name("device", device, ("auto", "cpu", "gpu", "cuda"))
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return "cpu"
+    if not torch.cuda.is_available():
+        raise UserError(f"--device {device}: PyTorch sees no GPU here; use --device cpu")
+    return "cuda"
 
 
 def counted(number: int, what: str) -> str:

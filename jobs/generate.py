@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from jobs.cli import check_numbers, counted, run
 from models import checkpoint
 from models.errors import UserError, check_name
-from models.sampler import LEARNED, SCHEDULES, SOLVERS, Sampling, learned
+from models.sampler import LEARNED, SCHEDULES, SOLVERS, Sampling, check_learned
 from pipeline.datasets import plan_file
 from pipeline.datasets.codec import CODECS, Shape
 from pipeline.datasets.indices import LARGEST, Indices
@@ -169,12 +169,12 @@ def make_plan(options: Options, weights: bytes) -> GenerationPlan:
 
 def choose_sampling(options: Options, weights: bytes) -> Sampling:
     """How to sample: what the options say, then what the weights say; UserError for what does not go together."""
-    denoiser = checkpoint.parse(weights, options.weights)
+    known = checkpoint.learned_calls(weights, options.weights)
     calls = options.steps or checkpoint.sampling(weights, options.weights).steps
-    if options.solver == LEARNED or (options.solver is options.schedule is None and calls in denoiser.few_calls):
+    if options.solver == LEARNED or (options.solver is options.schedule is None and calls in known):
         if options.schedule is not None:
             raise UserError(f"--schedule {options.schedule}: the solver {LEARNED} has times of its own; leave it out")
-        learned(denoiser, calls)
+        check_learned(known, calls)
         return Sampling(LEARNED, LEARNED, calls)
     said = checkpoint.sampling(weights, options.weights, many=True)
     steps = options.steps or said.steps

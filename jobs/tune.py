@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from jobs.cli import check_numbers, counted, run
+from jobs.cli import check_numbers, counted, run, torch_device
 from models import checkpoint
 from models.errors import UserError
 from models.few_calls import MOST_CALLS
@@ -83,36 +83,34 @@ class Options:
         check_numbers(self, "seed", least=0, most=LARGEST)
         if not self.out.rpartition("/")[2].endswith(".safetensors"):
             raise UserError(f"--out {self.out}: give a file whose name ends with .safetensors")
-        if self.device not in ("auto", "cpu", "gpu", "cuda"):
-            raise UserError(f"--device {self.device}: give auto, cpu or gpu")
-        if self.device in ("gpu", "cuda") and not torch.cuda.is_available():
-            raise UserError(f"--device {self.device}: PyTorch sees no GPU here")
+        torch_device(self.device)
 
 
 def main(options: Options) -> None:
     """Make the pictures to learn from, learn, write."""
     data = checkpoint.read(options.weights)
     denoiser = checkpoint.parse(data, options.weights)
-    lpips = load_lpips(options.lpips) if options.lpips is not None else None
+    device = torch_device(options.device)
+    lpips = load_lpips(options.lpips).to(device) if options.lpips is not None else None
     if lpips is None:
         print("no --lpips file: learning from the mean square alone; pictures will be softer")
     folder, _, name = options.out.rpartition("/")
     store = Store(folder or ("/" if options.out.startswith("/") else "."))
     with using(store):
         store.exists(name)  # a place that cannot be reached is said before anything is learned
-    device = "cpu" if options.device == "cpu" or not torch.cuda.is_available() else "cuda"
     if device == "cpu":
         torch.set_num_threads(cores())
-    at_once = options.at_once or {"cpu": 16, "cuda": 128}[device]
-    batch = options.batch or {"cpu": 16, "cuda": 128}[device] * (1 if options.photos is None else 4)
+    usual = {"cpu": 16, "cuda": 128}[device]
+    at_once = options.at_once or usual
+    batch = options.batch or (usual if options.photos is None else 4 * usual)
     few = denoiser.few_calls.get(options.calls) or written_out(Sampling(steps=options.calls), denoiser.config.width)
     denoiser.to(device)
     pairs = make_pairs(
         denoiser, Sampling(steps=options.teacher_steps), seed=options.seed, count=options.pairs, batch=4 * at_once
     )
     judges = Judges(
-        lpips and lpips.to(device),
-        resemblance(options.photos, lpips.to(device), device) if lpips and options.photos is not None else None,
+        lpips,
+        resemblance(options.photos, lpips, device) if lpips and options.photos is not None else None,
     )
     few = tune(
         denoiser,

@@ -116,6 +116,14 @@ def read_header(data: bytes, name: str) -> dict[str, str]:
     return header
 
 
+def learned_calls(data: bytes, name: str) -> set[int]:
+    """The numbers of calls that serialised weights have learned to make, by the names of their tensors alone."""
+    read_header(data, name)  # that it is one
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    numbers = {key.removeprefix(FEW_CALLS).partition(".")[0] for key in header if key.startswith(FEW_CALLS)}
+    return {int(number) for number in numbers if number.isdecimal()}
+
+
 def sampling(data: bytes, name: str, *, many: bool = False) -> Sampling:
     """How serialised weights want to be sampled; the default where they do not say. Raises UserError.
 

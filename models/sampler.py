@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -207,7 +207,8 @@ def rollout(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str, sched
         return field, denoiser.draw(field, *denoiser.size)
 
     if solver == schedule == LEARNED:
-        made = follow(denoise, noise, learned(denoiser, steps))
+        check_learned(denoiser.few_calls, steps)
+        made = follow(denoise, noise, denoiser.few_calls[steps])
     else:
         check_name("solver", solver, SOLVERS)
         check_name("schedule", schedule, SCHEDULES)
@@ -220,12 +221,13 @@ def rollout(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str, sched
         yield step
 
 
-def learned(denoiser: Denoiser, calls: int) -> FewCalls:
-    """What the denoiser's weights learned of so many calls; UserError if they did not."""
-    if calls not in denoiser.few_calls:
-        known = ", ".join(map(str, sorted(denoiser.few_calls))) or "no number of"
-        raise UserError(f"the weights have learned to make {known} calls, not {calls}; give another solver or --steps")
-    return denoiser.few_calls[calls]
+def check_learned(known: Collection[int], calls: int) -> None:
+    """Raise UserError unless weights that have learned to make so many calls as are `known` have learned `calls`."""
+    if calls not in known:
+        numbers = ", ".join(map(str, sorted(known))) or "no number of"
+        raise UserError(
+            f"the weights have learned to make {numbers} calls, not {calls}; give another solver or --steps"
+        )
 
 
 def sample(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str, schedule: str = "early") -> Tensor:

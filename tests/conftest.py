@@ -89,6 +89,16 @@ def make_weights(config: DenoiserConfig, seed: int = 0) -> bytes:
     return checkpoint.dump(denoiser.state_dict(), config, precision="float32", about={})
 
 
+def make_lively(config: DenoiserConfig) -> Denoiser:
+    """A denoiser of random weights whose answers depend on what it sees, when, and on what hint."""
+    made = checkpoint.parse(make_weights(config), "here")
+    with torch.no_grad():
+        for name, parameter in made.named_parameters():
+            if "modulation" in name or "offset" in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+    return made
+
+
 @pytest.fixture(scope="session")
 def stored_cats(ray_cluster, tiny_weights, tmp_path_factory):
     """A function: the dataset of 230 generated cats stored with a precision, in two shards."""

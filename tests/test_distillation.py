@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import make_weights
+from conftest import make_lively
 
 from jobs import generate
 from models import checkpoint
@@ -22,13 +22,7 @@ CONFIG = DenoiserConfig(rows=2, columns=2, splats_per_patch=4, width=32, blocks=
 
 @pytest.fixture(scope="module")
 def teacher() -> Denoiser:
-    """Random weights whose answers depend on what they see and when."""
-    made = checkpoint.parse(make_weights(CONFIG), "here")
-    with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            if "modulation" in name or "offset" in name:
-                parameter += 0.1 * torch.randn_like(parameter)
-    return made
+    return make_lively(CONFIG)
 
 
 def result(denoiser: Denoiser, start: torch.Tensor, **sampling) -> torch.Tensor:

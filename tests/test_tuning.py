@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch as safetensors
 import torch
-from conftest import make_weights
+from conftest import make_lively, make_weights
 
 from jobs import cli, generate, tune
 from models import checkpoint
@@ -25,13 +25,7 @@ LEARNED = {"solver": "learned", "schedule": "learned"}
 
 @pytest.fixture(scope="module")
 def denoiser() -> Denoiser:
-    """Random weights whose answers depend on what they see, when, and on what hint."""
-    made = checkpoint.parse(make_weights(CONFIG), "here")
-    with torch.no_grad():
-        for name, parameter in made.named_parameters():
-            if "modulation" in name or "offset" in name:
-                parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-    return made
+    return make_lively(CONFIG)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

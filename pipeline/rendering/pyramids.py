@@ -10,7 +10,7 @@ of JPEG would need imagecodecs as well, and Deep Zoom has them, so TIFF is witho
 
 from __future__ import annotations
 
-import hashlib
+import io
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from pipeline.rendering.drawing import bands, facts_of, fields_of, frame_of, loo
 from pipeline.rendering.encoders import ENCODINGS, SOFTWARE, Facts, Picture, describe
 from pipeline.rendering.framing import Frame
 from pipeline.rendering.press import Press, Written
+from pipeline.storage.store import measured
 
 TILE = 512
 # A row of tiles of that width is 200 MB, and a few of them are in flight.
@@ -99,11 +100,7 @@ def write_dzi(press: Press) -> Written:
     names = plan.files(press.shard, store.sizes(folder))
     store.flush(names)
     # Levels were not made in the order of names, in which checksums join files; many at once, for far away stores.
-    digest, size = hashlib.sha256(), 0
-    for data in ordered(store.read, names):
-        digest.update(data)
-        size += len(data)
-    return Written(folder, size, digest.hexdigest())
+    return Written(folder, *measured(map(io.BytesIO, ordered(store.read, names))))
 
 
 def dzi_tiles(plan: RenderPlan, folder: str, index: int) -> Iterator[tuple[str, tuple[int, int]]]:

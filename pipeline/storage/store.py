@@ -32,7 +32,7 @@ class Output:
         """Flush, count and hash what was written. Reads the local file back: Parquet writers want a plain file."""
         self.file.flush()
         with open(self.file.name, "rb") as written:
-            self.bytes, self.sha256 = _measure([written])
+            self.bytes, self.sha256 = measured([written])
 
 
 class Store:
@@ -210,10 +210,11 @@ class Store:
 
     def measure(self, names: Iterable[str]) -> tuple[int, str]:
         """The number of bytes and the SHA-256 of files, joined in the order given. OSError if one is not there."""
-        return _measure(map(self.open, names))
+        return measured(map(self.open, names))
 
 
-def _measure(files: Iterable[BinaryIO]) -> tuple[int, str]:
+def measured(files: Iterable[BinaryIO]) -> tuple[int, str]:
+    """The number of bytes and the SHA-256 of open files, joined in the order given; each is closed."""
     digest, total = hashlib.sha256(), 0
     for opened in files:
         with opened as file:

@@ -55,12 +55,13 @@ class Options:
     """Network calls a picture; if not given, what the weights say."""
 
     solver: str | None = None
-    """How noise becomes a cat: euler, heun, dpmpp2m, deis, or learned, which jobs.tune adds to weights for some numbers
-    of calls; if not given, learned where the weights have it for --steps, or else what they say, or else deis."""
+    """How noise becomes a cat: euler, heun, dpmpp2m, deis, or learned, which jobs.tune and jobs.train --distil add to
+    weights for some numbers of calls; if not given, learned where the weights have it for --steps, or else what they
+    say, or else deis."""
 
     schedule: str | None = None
-    """When the calls are made: early (denser near the noise), uniform, or distilled (for students of jobs.train
-    --distil); if not given, what the weights say, or else early. The solver learned has times of its own."""
+    """When the calls are made: early (denser near the noise) or uniform; if not given, what the weights say, or else
+    early. The solver learned has times of its own."""
 
     precision: str = "float16"
     """How splats are stored: float16, or compact, rounded such that pictures do not show it, in two fifths of the
@@ -178,11 +179,7 @@ def choose_sampling(options: Options, weights: bytes) -> Sampling:
         return Sampling(LEARNED, LEARNED, calls)
     said = checkpoint.sampling(weights, options.weights, many=True)
     steps = options.steps or said.steps
-    chosen = Sampling(options.solver or said.solver, options.schedule or said.schedule, steps)
-    SCHEDULES[chosen.schedule](steps)  # which may have no such number of calls
-    if chosen.schedule == said.schedule == "distilled" and steps != said.steps:
-        raise UserError(f"{options.weights} learned to make {said.steps} calls, not {steps}: leave out --steps")
-    return chosen
+    return Sampling(options.solver or said.solver, options.schedule or said.schedule, steps)
 
 
 def main(options: Options) -> None:

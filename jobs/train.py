@@ -1,7 +1,7 @@
 """Train a splat denoiser on prepared photographs, data-parallel on Ray Train.
 
     python -m jobs.train --photos prepared --out runs/cats --minutes 60 --lpips lpips_vgg16.safetensors
-    python -m jobs.train --out runs/fast --distil 4 --minutes 20 --learning-rate 2e-4 --lpips lpips_vgg16.safetensors
+    python -m jobs.train --photos prepared --out runs/fast --distil 4 --minutes 20 --lpips lpips_vgg16.safetensors
 
 The same command continues a run that was stopped. OUT/weights.safetensors is what jobs.generate takes.
 """
@@ -16,6 +16,7 @@ from jobs.cli import check_numbers, run
 from models import checkpoint
 from models.denoiser import DenoiserConfig
 from models.errors import UserError, check_name
+from models.few_calls import MOST_CALLS
 from models.kernels import KERNELS
 from models.losses import Objective
 from models.perceptual import load_lpips
@@ -24,6 +25,11 @@ from pipeline.execution.cluster import connect
 from pipeline.training import distributed
 from pipeline.training.recipe import Budget, Recipe, Run
 from pipeline.training.training_set import check
+
+# Peak learning rate, and steps of warm-up.
+TRAINING, DISTILLING = (Recipe.learning_rate, Recipe.warmup), (4e-5, 40)
+# Pictures a step: in training, and with --distil.
+USUAL_GPU, USUAL_CPU = (512, 1536), (64, 64)
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class Options:
     """Folder (or fsspec URL) for checkpoints, weights and sample sheets; every worker must reach it."""
 
     photos: str | None = None
-    """Folder (or fsspec URL) that jobs.prepare made; every worker must reach it. None with --distil."""
+    """Folder (or fsspec URL) that jobs.prepare made; every worker must reach it. May be left out with --distil."""
 
     workers: int = 1
     """Number of data-parallel workers: one a GPU, or CPU processes where the cluster has no GPU."""
@@ -49,18 +55,21 @@ class Options:
     """File of weights to start from, whose shape then replaces --width, --blocks, --heads and --kernel."""
 
     distil: int = 0
-    """Calls (1, 2, 4 or 8) of a student that learns to make of a noise what --weights, the bundled ones if not given,
-    make of it. Each of its calls takes as much memory as a step without: on small GPUs give a smaller --batch."""
+    """Calls of a student that learns to make of a noise what --weights, the bundled ones if not given, make of it, and,
+    with --photos and --lpips, to make pictures with the statistics of photographs. 0 for no student."""
 
     lpips: str | None = None
     """File of perceptual weights; without it training runs without the perceptual term."""
 
     batch: int | None = None
-    """Pictures a step, over all workers; 512 on GPUs and 64 on CPUs if not given. In a step of the default model each
-    takes 20 to 40 MB."""
+    """Pictures a step, over all workers; 512 on GPUs if not given, 1,536 with --distil, and 64 on CPUs."""
 
-    learning_rate: float = Recipe.learning_rate
-    """Peak learning rate of AdamW."""
+    at_once: int | None = None
+    """At most so many of a worker's pictures are in memory, where each takes 20 to 40 MB, times the calls of a student;
+    1,024 on GPUs and 64 on CPUs if not given, divided by the calls. A step sees more in pieces, one after the other."""
+
+    learning_rate: float | None = None
+    """Peak learning rate of AdamW; 6e-4 if not given, 4e-5 with --distil."""
 
     kernel: str = DenoiserConfig.kernel
     """Kernel of the splats: wavelet, sharp or gaussian."""
@@ -80,8 +89,8 @@ class Options:
     seed: int = Recipe.seed
     """Seed of weights, batches and noise."""
 
-    warmup: int = Recipe.warmup
-    """Steps over which the learning rate rises."""
+    warmup: int | None = None
+    """Steps over which the learning rate rises; 400 if not given, 40 with --distil."""
 
     decay: float = Recipe.decay
     """Last part of training over which the learning rate falls to 0."""
@@ -109,17 +118,20 @@ class Options:
         check_name("kernel", self.kernel, KERNELS)
         if self.steps is None and self.minutes is None:
             raise UserError("say how long to train: give --steps or --minutes, or both")
-        check_numbers(self, "workers", "steps", "batch", "width", "blocks", "heads", least=1)
+        check_numbers(self, "workers", "steps", "batch", "at_once", "width", "blocks", "heads", least=1)
         check_numbers(self, "warmup", "report_every", "save_every", least=1)
         check_numbers(self, "minutes", "learning_rate")
         check_numbers(self, "seed", least=0, most=LARGEST)
         check_numbers(self, "decay", "augment", least=0, most=1)
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout {self.dropout}: give a share from 0 to below 1")
-        if (self.photos is None) != bool(self.distil):
-            raise UserError("give --photos, a set made by jobs.prepare; or --distil, which learns from --weights alone")
-        if self.distil not in (0, 1, 2, 4, 8):
-            raise UserError(f"--distil {self.distil}: give 1, 2, 4 or 8 calls, or 0 for no student")
+        check_numbers(self, "distil", least=0, most=MOST_CALLS)
+        if self.photos is None and not self.distil:
+            raise UserError(
+                "give --photos, a set made by jobs.prepare; or --distil, which can learn from --weights alone"
+            )
+        if self.photos is not None and self.distil and self.lpips is None:
+            raise UserError("--photos with --distil needs --lpips, the file of the network that looks at them")
         if not self.ema_widths or not all(0 < width < 0.28 for width in self.ema_widths):
             raise UserError(f"--ema-widths {self.ema_widths}: give one or more numbers above 0 and below 0.28")
         if self.batch is not None and self.batch % self.workers:
@@ -139,7 +151,7 @@ def main(options: Options) -> None:
     """Check what can be checked here, then train on the cluster."""
     if options.photos is not None:
         largest = max(map(int, check(options.photos)[2]["sides"]), default=0)
-        if options.detail > largest:
+        if options.detail > largest and not options.distil:  # splats of a teacher are known at any size
             print(f"no photograph is kept at {options.detail} px: training at the model's size alone; give --detail")
     if options.lpips is None:
         print("no --lpips file: training without the perceptual term; pictures will be softer")
@@ -154,23 +166,35 @@ def main(options: Options) -> None:
     with connect() as cluster:
         if cluster.gpus:
             cluster.require_gpus(options.workers)
-        batch = options.batch or (512 if cluster.gpus else 64) // options.workers * options.workers
-        settings = make_run(options, model, start, weights, batch)
+        settings = make_run(options, model, start, weights, gpus=bool(cluster.gpus))
         last = distributed.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(options.workers, 1))
     print(f"trained {last['step']:,.0f} steps in {last['minutes']:.1f} minutes: {options.out}/weights.safetensors")
 
 
-def make_run(options: Options, model: DenoiserConfig, start: str | None, weights: str | None, batch: int) -> Run:
-    """The run that the options ask for: `batch` pictures a step, from `weights` with the fingerprint `start`."""
+def pictures(options: Options, *, gpus: bool) -> tuple[int, int]:
+    """How many a step sees, and in how many pieces on each worker."""
+    calls = options.distil or 1
+    at_once = options.at_once or (1024 if gpus else 64) // calls or 1
+    usual = (USUAL_GPU if gpus else USUAL_CPU)[bool(options.distil)] // options.workers
+    each = options.batch // options.workers if options.batch else usual // at_once * at_once or usual
+    return each * options.workers, next(n for n in range(-(-each // at_once), each + 1) if each % n == 0)
+
+
+def make_run(options: Options, model: DenoiserConfig, start: str | None, weights: str | None, *, gpus: bool) -> Run:
+    """The run that the options ask for, on GPUs or not, from `weights` with the fingerprint `start`."""
+    batch, pieces = pictures(options, gpus=gpus)
+    usual = DISTILLING if options.distil else TRAINING
     recipe = Recipe(
         model=model,
         batch=batch,
-        learning_rate=options.learning_rate,
-        warmup=options.warmup,
+        pieces=pieces,
+        learning_rate=options.learning_rate or usual[0],
+        warmup=options.warmup or usual[1],
         decay=options.decay,
         ema_widths=options.ema_widths,
         augment=0.0 if options.distil else options.augment,
         distil=options.distil,
+        resemblance=bool(options.distil and options.photos),
         dropout=options.dropout,
         start=start,
         objective=options.objective,

@@ -1,13 +1,19 @@
-"""Distillation: a student makes in a few calls what its teacher makes in many.
+"""Distillation: a student makes in a few calls what its teacher makes in many, or something more like photographs.
 
 From the same fresh noise the teacher makes its cat, and the student its own, by as many calls as it will have; what
 differs is the loss, and its gradient goes back through all of the student's calls. So the student meets the states
 that it makes itself, and later calls learn to mend what earlier ones leave. A teacher makes one cat of a noise, so
-there is nothing to average over; no noise comes twice, so there is nothing to learn by heart. No photograph is needed.
+there is nothing to average over; no noise comes twice, so there is nothing to learn by heart. How the calls are made is
+learned together with the weights (see `few_calls`).
+
+Without photographs a student is as good as its teacher at best. With them, the statistics of its pictures are drawn to
+theirs as well (see `resemblance`), and the teacher is what keeps each of them a cat. The student may then be a better
+teacher than its own, and another be distilled from it.
 
 Regression on what the teacher makes of a noise is of Luhman and Luhman ("Knowledge distillation in iterative generative
 models", 2021); that a perceptual distance is what it wants, of Kang et al. ("Distilling diffusion models into
-conditional GANs", 2024). Both have one call.
+conditional GANs", 2024); generators that learn by the maximum mean discrepancy alone, of Li et al. ("Generative moment
+matching networks", 2015).
 """
 
 from __future__ import annotations
@@ -15,17 +21,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.denoiser import Denoiser
-from models.losses import Objective, picture_loss
+from models.few_calls import FewCalls
+from models.losses import Objective, picture_loss, total
 from models.rasterize import WHOLE, Region
-from models.sampler import Sampling, distilled, euler, sample
-
-
-def student_sampling(calls: int) -> Sampling:
-    """How a student of so many calls is sampled."""
-    return Sampling("euler", "distilled", calls)
+from models.resemblance import Resemblance
+from models.sampler import Sampling, sample
+from models.tuning import Tunable, finish, written_out
 
 
 @dataclass(frozen=True)
@@ -40,38 +44,58 @@ class Teacher:
         return sample(self.denoiser, noise, **asdict(self.sampling)).clone()
 
 
+class Student(nn.Module):
+    """A denoiser and the few calls that it makes, which learn together."""
+
+    def __init__(self, denoiser: Denoiser, few: FewCalls) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.calls = Tunable(few)
+
+    def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The splat fields made of noises [B, 3, Y, X], and the pictures, of the same shape, that these are."""
+        last = finish(self.denoiser, self.calls(), noise)
+        return last.field, last.after
+
+    def finished(self) -> Denoiser:
+        """The denoiser, which knows its calls as learned so far."""
+        learned = self.calls.learned()
+        self.denoiser.few_calls = {len(learned): learned}
+        return self.denoiser
+
+
+def first_calls(denoiser: Denoiser, calls: int) -> FewCalls:
+    """What a student of so many calls begins with: what was learned of them for its teacher, or else a formula."""
+    return denoiser.few_calls.get(calls) or written_out(Sampling(steps=calls), denoiser.config.width)
+
+
 def distillation_loss(
-    student: torch.nn.Module,
+    student: nn.Module,
     model: Denoiser,
     teacher: Teacher,
     noise: Tensor,
     *,
-    calls: int,
     objective: Objective,
     pixels: int | None,
     region: Region = WHOLE,
-    lpips: torch.nn.Module | None = None,
-    hints: tuple[Tensor, ...] = (),
+    lpips: nn.Module | None = None,
+    resemblance: Resemblance | None = None,
 ) -> dict[str, Tensor]:
-    """Terms of models.losses.TERMS, each a scalar, for a student that maps (z, t, *hints) to fields and `model` draws.
+    """Terms of models.losses.TERMS, each a scalar, for a Student, maybe wrapped, whose splats `model` draws.
 
     The student's cats are compared with the teacher's at the model's resolution, and in `region` at `pixels` by
-    `pixels` unless that is None. `noise` is [B, 3, Y, X].
+    `pixels` unless that is None; together, with the photographs of `resemblance`. `noise` is [B, 3, Y, X].
     """
     wanted = teacher.make(noise)
     with torch.no_grad():
         clean = model.draw(wanted, *model.size)
         detailed = model.draw(wanted, pixels, pixels, region) if pixels is not None else None
-
-    def denoise(z: Tensor, t: float) -> tuple[Tensor, Tensor]:
-        field = student(z, z.new_full((len(z),), t), *hints)
-        return field, model.draw(field, *model.size)
-
-    *_, last = euler(denoise, noise, distilled, calls)
+    field, x = student(noise)
     finished = noise.new_zeros(len(noise))  # pictures have no velocity: whatever the last call's time, they weigh 1
     every = int  # of n pictures n are seen by the perceptual terms: the last x is a picture at any time
-    return picture_loss(
-        last.field,
+    terms = picture_loss(
+        field,
+        x,
         model,
         clean,
         finished,
@@ -81,3 +105,6 @@ def distillation_loss(
         region=region,
         lpips=lpips,
     )
+    if resemblance is not None:
+        terms["photographs"] = objective.photographs * resemblance(x.clamp(-1.0, 1.0))
+    return total(terms)

@@ -23,7 +23,7 @@ from models.rasterize import WHOLE, Region
 from models.sampler import logit
 from models.splats import PARAMETERS
 
-TERMS = ("loss", "velocity", "perceptual", "detail", "detail_perceptual", "depth")
+TERMS = ("loss", "velocity", "perceptual", "detail", "detail_perceptual", "depth", "photographs")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Objective:
     detail: float = 1.0  # weight of a detailed picture's high-resolution terms beside its 64 px terms
     detail_perceptual_share: float = 0.3  # part of the detailed pictures whose LPIPS is taken at high resolution
     depth: float = 0.005  # weight of the mean square of the depths: where they differ much, patch borders show
+    photographs: float = 1.0  # weight of how unlike photographs a student's pictures are, where it learns from them
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(value) for value in vars(self).values()):
@@ -52,7 +53,7 @@ class Objective:
             raise UserError(
                 f"a share of {self.detail_perceptual_share} is not possible; give at most 1 and more than 0"
             )
-        if not self.time_spread > 0.0 or min(self.perceptual, self.detail, self.depth) < 0.0:
+        if not self.time_spread > 0.0 or min(self.perceptual, self.detail, self.depth, self.photographs) < 0.0:
             raise UserError("the spread of the times must be above 0, and no weight of the loss below 0")
 
     def gated(self, count: int) -> int:
@@ -102,14 +103,18 @@ def training_loss(
     (z_t, t, *hints) to a field (it may be a compiled or data-parallel wrapper of `model`, which draws).
     """
     field = denoiser(lerp(clean, noise, t), t, *hints)
+    x = model.draw(field, *model.size)
     gated = objective.gated
-    return picture_loss(
-        field, model, clean, t, gated=gated, objective=objective, detailed=detailed, region=region, lpips=lpips
+    return total(
+        picture_loss(
+            field, x, model, clean, t, gated=gated, objective=objective, detailed=detailed, region=region, lpips=lpips
+        )
     )
 
 
 def picture_loss(
     field: Tensor,
+    x: Tensor,
     model: Denoiser,
     clean: Tensor,
     t: Tensor,
@@ -120,12 +125,11 @@ def picture_loss(
     region: Region = WHOLE,
     lpips: torch.nn.Module | None = None,
 ) -> dict[str, Tensor]:
-    """What `training_loss` returns, for fields [B, H, W, K, P] predicted at times t [B].
+    """What `training_loss` adds up, for fields [B, H, W, K, P] predicted at times t [B] and what they draw, x.
 
     The perceptual terms look at the first gated(n) of a group of n pictures.
     """
     count, many, device = len(clean), len(detailed) if detailed is not None else 0, clean.device
-    x = model.draw(field, *model.size)
     terms = {"velocity": velocity_loss(x, clean, t, objective).mean()}
     front = gated(many)
     if lpips is not None:
@@ -144,5 +148,9 @@ def picture_loss(
             terms["detail_perceptual"] = scale * lpips(fine[kept], detailed[kept]).sum()
     if objective.depth:
         terms["depth"] = objective.depth * field[..., PARAMETERS.index("d")].square().mean()
-    terms["loss"] = torch.stack(list(terms.values())).sum()
     return terms
+
+
+def total(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The terms, and their sum as "loss"."""
+    return {**terms, "loss": torch.stack(list(terms.values())).sum()}

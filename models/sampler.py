@@ -30,8 +30,6 @@ from models.few_calls import FewCalls
 
 # Chosen by Frechet distance of the bundled weights, see the table in pretrained/README.md.
 EARLY_EXPONENT = 2.0
-# Calls of the schedule `early` that the times of distilled students are taken from.
-DISTILLED_FROM = 16
 # Time of the last call of the schedule `early`, whose x is the result.
 EARLY_LAST = 0.80
 
@@ -86,14 +84,7 @@ def early(intervals: int) -> list[float]:
     return [EARLY_LAST * (i / last) ** EARLY_EXPONENT for i in range(intervals)] + [1.0]
 
 
-def distilled(intervals: int) -> list[float]:
-    """The calls of a distilled student: every m-th of DISTILLED_FROM `early` ones. UserError if there is none."""
-    if DISTILLED_FROM % intervals:
-        raise UserError(f"the schedule distilled has 1, 2, 4, 8 or {DISTILLED_FROM} calls, not {intervals}")
-    return [*early(DISTILLED_FROM)[: -1 : DISTILLED_FROM // intervals], 1.0]
-
-
-SCHEDULES: dict[str, Schedule] = {"uniform": uniform, "early": early, "distilled": distilled}
+SCHEDULES: dict[str, Schedule] = {"uniform": uniform, "early": early}
 
 
 def euler(denoise: Denoise, z: Tensor, schedule: Schedule, calls: int) -> Iterator[Step]:
@@ -185,11 +176,11 @@ def follow(denoise: HintedDenoise, z: Tensor, few: FewCalls) -> Iterator[Step]:
     """Few calls as they were learned, from noise z. Gradients flow to what they are made of as well."""
     answers: list[Tensor] = []
     state = z
-    for i in range(len(few)):
+    for i, t in enumerate(few.times.tolist()):
         field, x = denoise(state, few.times[i], few.hints[i])
         answers.append(x)
         after = few.state(z, answers) if i + 1 < len(few) else x
-        yield Step(few.times[i].item(), state, field, after)
+        yield Step(t, state, field, after)
         state = after
 
 

@@ -14,7 +14,7 @@ from models.denoiser import Denoiser
 from models.few_calls import FewCalls
 from models.perceptual import Lpips
 from models.resemblance import Resemblance
-from models.sampler import SCHEDULES, SOLVERS, Sampling, follow, sample
+from models.sampler import SCHEDULES, SOLVERS, Sampling, Step, follow, sample
 
 # Adam's step for each; times are learned as logits.
 RATES = {"times": 0.03, "noise": 0.008, "mix": 0.008, "hints": 0.003}
@@ -41,9 +41,10 @@ class Tunable(nn.Module):
 
     def __init__(self, few: FewCalls) -> None:
         super().__init__()
-        self.times = nn.Parameter(torch.logit(few.times[1:], eps=1e-4))
-        self.noise = nn.Parameter(few.noise[1:].clone())
-        self.mix = nn.Parameter(few.mix[1:].clone())
+        several = len(few) > 1
+        self.times = nn.Parameter(torch.logit(few.times[1:], eps=1e-4), requires_grad=several)
+        self.noise = nn.Parameter(few.noise[1:].clone(), requires_grad=several)
+        self.mix = nn.Parameter(few.mix[1:].clone(), requires_grad=several)
         self.hints = nn.Parameter(few.hints.clone())
 
     def forward(self) -> FewCalls:
@@ -69,15 +70,15 @@ def wanted(denoiser: Denoiser, sampling: Sampling, noise: Tensor) -> Tensor:
         return denoiser.draw(sample(denoiser, noise, **asdict(sampling)), *denoiser.size).clamp(-1.0, 1.0).clone()
 
 
-def make(denoiser: Denoiser, few: FewCalls, noise: Tensor) -> Tensor:
-    """The pictures that few calls make of `noise`, both [B, 3, Y, X], about as a screen shows them; gradients flow."""
+def finish(denoiser: Denoiser, few: FewCalls, noise: Tensor) -> Step:
+    """The last of the few calls that make pictures of `noise` [B, 3, Y, X]; gradients flow through all of them."""
 
     def denoise(z: Tensor, t: Tensor, hint: Tensor) -> tuple[Tensor, Tensor]:
         field = denoiser(z, t.expand(len(z)), hint.expand(len(z), -1))
         return field, denoiser.draw(field, *denoiser.size)
 
     *_, last = follow(denoise, noise, few)
-    return last.after.clamp(-SHOWN, SHOWN)
+    return last
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,12 @@ class Judges:
     resemblance: Resemblance | None = None
 
     def differences(self, made: Tensor, wanted: Tensor) -> dict[str, Tensor]:
-        """How far pictures are from those wanted, [B, 3, Y, X] both: by name, on average over them."""
+        """How far pictures are from those wanted, [B, 3, Y, X] both, and from photographs: by name."""
         terms = {"mean square": MEAN_SQUARE_WEIGHT * (made - wanted).square().mean()}
         if self.lpips is not None:
             terms["LPIPS"] = self.lpips(made, wanted).mean()
+        if self.resemblance is not None:
+            terms["photographs"] = self.resemblance(made.clamp(-1.0, 1.0))
         return terms
 
 
@@ -123,24 +126,16 @@ class Tuner:
         """
         self.optimizer.zero_grad()
         terms: dict[str, Tensor] = {}
-        pulls = torch.zeros_like(wanted)
-        if judges.resemblance is not None:
-            # It looks at all pictures together: its pull on each is found first, and then handed on to what made it.
-            with torch.no_grad():
-                made = torch.cat([make(denoiser, self.tunable(), z) for z in noise.split(at_once)])
-            made.requires_grad_(True)
-            terms["photographs"] = judges.resemblance(made.clamp(-1.0, 1.0))
-            (pulls,) = torch.autograd.grad(terms["photographs"], made)
-        for z, x, pull in zip(noise.split(at_once), wanted.split(at_once), pulls.split(at_once), strict=True):
-            made = make(denoiser, self.tunable(), z)
+        for z, x in zip(noise.split(at_once), wanted.split(at_once), strict=True):
+            made = finish(denoiser, self.tunable(), z).after.clamp(-SHOWN, SHOWN)
             differences = judges.differences(made, x)
             share = len(z) / len(noise)
-            (share * torch.stack(list(differences.values())).sum() + (made * pull).sum()).backward()
+            (share * torch.stack(list(differences.values())).sum()).backward()
             for name, term in differences.items():
-                terms[name] = terms.get(name, torch.zeros_like(term)) + share * term
+                terms[name] = terms.get(name, torch.zeros_like(term)) + share * term.detach()
         # Rates rise over a tenth of the way, as Adam's first steps are as long as any, and fall over the second half.
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * min(1.0, 10.0 * progress, 2.0 * (1.0 - progress))
             nn.utils.clip_grad_norm_(group["params"], 1.0)
         self.optimizer.step()
-        return {name: term.detach() for name, term in terms.items()}
+        return terms

@@ -53,6 +53,7 @@ def test_training_with_lpips_looks_at_every_picture_and_at_48_of_512_in_detail()
     objective, clean = cases.OBJECTIVE, torch.zeros(512, 3, 8, 8)
     picture_loss(
         torch.zeros(512, 1, 1, 1, 9),
+        clean,
         model,
         clean,
         torch.full((512,), 0.5),

@@ -34,7 +34,7 @@ def one_rank(rank: int, ranks: int, photographs: TrainingSet, folder: Path) -> N
     train(state, recipe, Budget(steps=30), pictures, outlet=outlet, work=folder, rank=rank, ranks=ranks)
     loss = validate(state, recipe, pictures, torch.from_numpy(photographs.small))["heldout"]
 
-    recipe = dataclasses.replace(recipe, batch=2, distil=2)
+    recipe = dataclasses.replace(recipe, batch=4, pieces=2, distil=2)
     student, teacher = State.new(recipe, CPU, state.averages[0]), Teacher(state.averages[0], Sampling(steps=2))
     outlet = Reports(folder / "student")
     train(student, recipe, Budget(steps=2), teacher, outlet=outlet, work=folder, rank=rank, ranks=ranks)

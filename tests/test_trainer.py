@@ -12,15 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import make_lively
 
 from models import checkpoint
 from models.denoiser import Denoiser, DenoiserConfig
+from models.distillation import Teacher, first_calls
 from models.errors import UserError
-from models.sampler import noise, sample
+from models.sampler import Sampling, noise, sample
 from pipeline.training import trainer
 from pipeline.training.augmentation import LABELS
 from pipeline.training.batches import Pictures
-from pipeline.training.recipe import Budget, Recipe, learning_rate
+from pipeline.training.recipe import Budget, Recipe, rate_share
 from pipeline.training.state import DamagedCheckpoint, State
 from pipeline.training.trainer import train
 from pipeline.training.training_set import TrainingSet
@@ -33,6 +35,7 @@ RECIPE = Recipe(
     lpips=False,
     detail_pixels=64,
 )
+STUDENT = dataclasses.replace(RECIPE, distil=2, pieces=2, learning_rate=0.01, warmup=1)
 
 
 class Reports:
@@ -62,10 +65,23 @@ class Interrupted(Exception):
     pass
 
 
-def run(photographs: TrainingSet, reports: Reports, work: Path, budget: Budget, state: State | None = None) -> State:
-    state = state or State.new(RECIPE, CPU)
+def begin(recipe: Recipe) -> State:
+    return State.new(recipe, CPU, make_lively(recipe.model) if recipe.distil else None)
+
+
+def run(
+    photographs: TrainingSet,
+    reports: Reports,
+    work: Path,
+    budget: Budget,
+    state: State | None = None,
+    recipe: Recipe = RECIPE,
+) -> State:
+    state = state or begin(recipe)
     work.mkdir()
-    train(state, RECIPE, budget, Pictures(photographs, CPU), outlet=reports, work=work)
+    teacher = Teacher(make_lively(recipe.model), Sampling(steps=4))
+    source = teacher if recipe.distil else Pictures(photographs, CPU)
+    train(state, recipe, budget, source, outlet=reports, work=work)
     return state
 
 
@@ -85,10 +101,13 @@ def test_checkpoints_are_made_by_the_clock_too(photographs: TrainingSet, tmp_pat
     assert reports.kept == ["step-1", "step-2", "step-3"]
 
 
-def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(photographs: TrainingSet, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", [RECIPE, STUDENT], ids=["photographs", "student"])
+def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(
+    photographs: TrainingSet, tmp_path: Path, recipe: Recipe
+) -> None:
     budget = Budget(steps=6, report_every=2, save_every=3)
     whole = Reports(tmp_path / "whole")
-    run(photographs, whole, tmp_path / "a", budget)
+    run(photographs, whole, tmp_path / "a", budget, recipe=recipe)
     assert [int(metrics["step"]) for metrics in whole.metrics] == [2, 3, 4, 6]
 
     first = Reports(tmp_path / "parts")
@@ -98,21 +117,52 @@ def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(photographs: Tr
 
     first.after["kept step-3"] = interrupt
     with pytest.raises(Interrupted):
-        run(photographs, first, tmp_path / "b", budget)
+        run(photographs, first, tmp_path / "b", budget, recipe=recipe)
     torch.manual_seed(99)
-    state = State.new(RECIPE, CPU)
-    state.restore(tmp_path / "parts/step-3", RECIPE)
+    state = begin(recipe)
+    state.restore(tmp_path / "parts/step-3", recipe)
     assert state.step == 3
-    run(photographs, Reports(tmp_path / "rest"), tmp_path / "c", budget, state)
+    run(photographs, Reports(tmp_path / "rest"), tmp_path / "c", budget, state, recipe)
 
     for name in ("state.safetensors", "sheet.png"):
         assert (tmp_path / "rest/step-6" / name).read_bytes() == (tmp_path / "whole/step-6" / name).read_bytes()
     histories = [json.loads((tmp_path / kind / "step-6/history.json").read_text()) for kind in ("whole", "rest")]
     assert [[entry["loss"] for entry in history] for history in histories] == [[m["loss"] for m in histories[0]]] * 2
     # Steps did something: the weights moved, and the average lags behind them.
-    start, moved = (s.model.denoiser.head.weight for s in (State.new(RECIPE, CPU), state))
+    start, moved = (s.model.denoiser.head.weight for s in (begin(recipe), state))
     assert (moved - start).abs().max() > 1e-4
-    assert (moved - state.averages[0].head.weight).abs().max() > 1e-6
+    assert (moved - state.denoisers[0].head.weight).abs().max() > 1e-6
+
+
+def test_weights_of_a_student_know_how_its_calls_are_made(photographs: TrainingSet, tmp_path: Path) -> None:
+    run(photographs, Reports(tmp_path), tmp_path / "work", Budget(steps=2), recipe=STUDENT)
+    data = (tmp_path / "step-2/weights.safetensors").read_bytes()
+    assert checkpoint.sampling(data, "student") == Sampling("learned", "learned", 2)
+    student, teacher = checkpoint.parse(data, "student"), make_lively(STUDENT.model)
+    learned, began = student.few_calls[2], first_calls(teacher, 2)
+    assert all((a - b).abs().max() > 1e-5 for a, b in zip(vars(learned).values(), vars(began).values(), strict=True))
+    assert (student.head.weight - teacher.head.weight).abs().max() > 1e-4
+
+
+def test_a_batch_in_pieces_teaches_what_it_does_at_once(
+    photographs: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    everything = noise(0, range(4), 64, 64)
+    moved = []
+    for pieces in (1, 2):
+        recipe = dataclasses.replace(RECIPE, batch=4, distil=2, pieces=pieces, warmup=1, detail=0)
+
+        def batch(recipe, device, piece, rank, ranks):
+            return {"noise": everything.chunk(recipe.pieces)[piece % recipe.pieces]}
+
+        monkeypatch.setattr(trainer, "make_noise_batch", batch)
+        outlet = Reports(tmp_path / str(pieces))
+        state = run(photographs, outlet, tmp_path / f"work-{pieces}", Budget(steps=1, report_every=1), recipe=recipe)
+        moved.append({name: state.optimizer.state[p]["exp_avg"] for name, p in state.model.named_parameters()})
+        moved[-1]["loss"] = torch.tensor(outlet.metrics[-1]["loss"])
+    for name, whole in moved[0].items():
+        assert whole.norm() > 0
+        assert (moved[1][name] - whole).norm() < 1e-3 * whole.norm(), name
 
 
 def test_a_checkpoint_holds_nothing_but_its_files(photographs: TrainingSet, tmp_path: Path) -> None:
@@ -240,8 +290,8 @@ def test_a_damaged_checkpoint_is_told_from_a_good_one_and_changes_nothing(
 
 
 def test_the_learning_rate_rises_stays_and_falls_to_zero() -> None:
-    recipe = Recipe(learning_rate=1.0, warmup=10, decay=0.5)
-    rates = [learning_rate(recipe, step, Budget(steps=100).progress(step, 0.0)) for step in range(101)]
+    recipe = Recipe(warmup=10, decay=0.5)
+    rates = [rate_share(recipe, step, Budget(steps=100).progress(step, 0.0)) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
     assert rates[9:51] == pytest.approx([1.0] * 42)
     assert rates[75] == pytest.approx(0.5)

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from processes import kill_session, ray_workers, stop, wait_for_session_end
 from ray.train import ControllerError
 
-from jobs import cli
+from jobs import cli, generate
 from jobs import train as job
 from models import checkpoint
 from models.sampler import noise, sample
@@ -114,6 +115,22 @@ def test_two_workers_learn_and_continue_after_a_signal(
     assert "model.width was 48, now 56; give another --out" in output.err
     assert output.err.count("\n") == 1
     assert (out / "weights.safetensors").read_bytes() == kept
+
+
+@pytest.mark.timeout(300)
+def test_a_student_of_weights_and_photographs_is_generated_from(
+    ray_cluster, prepared_cats, vgg_file, tiny_weights, tmp_path
+):
+    given = ["--photos", prepared_cats, "--lpips", str(vgg_file), "--weights", str(tiny_weights), "--distil", "3"]
+    budget = ["--steps", "2", "--batch", "4", "--at-once", "2", "--report-every", "1"]
+    assert command(*given, *budget, "--out", str(tmp_path / "run")) == 0
+    history = json.loads((tmp_path / "run/history.json").read_text())
+    assert [entry["photographs"] > 0 for entry in history] == [True, True]
+    weights = tmp_path / "run/weights.safetensors"
+    plan = generate.make_plan(generate.Options(out="", count=4), weights.read_bytes())
+    assert (plan.solver, plan.steps) == ("learned", 3)
+    student, teacher = checkpoint.load(weights), checkpoint.load(tiny_weights)
+    assert not torch.equal(student.head.weight, teacher.head.weight)
 
 
 @pytest.mark.slow
@@ -218,7 +235,9 @@ def last_sheet(out: Path, process: subprocess.Popen, after: str) -> str:
         (["--width", "50"], "--width 50 is not a multiple of 4 times --heads 2"),
         (["--detail", "100"], "--detail 100"),
         (["--seed", "-1"], "--seed -1"),
-        (["--distil", "4"], "or --distil, which learns from --weights alone"),
+        (["--distil", "4"], "--photos with --distil needs --lpips"),
+        (["--distil", "65"], "--distil 65: give a number from 0 to 64"),
+        (["--at-once", "0"], "--at-once 0"),
         (["--learning-rate", "nan"], "--learning-rate nan"),
         (["--save-every", "0"], "--save-every"),
         (["--out", "/dev/null/x"], "cannot use /dev/null/x"),
@@ -247,7 +266,7 @@ def test_memory_that_is_too_small_is_one_line():
     said = distributed.explain(
         ControllerError(RuntimeError("killed due to the node running low on memory")), None, None
     )
-    assert said == "this machine's memory is too small: give a smaller --batch and another --out, or fewer --workers"
+    assert said == "this machine's memory is too small: give a smaller --at-once and another --out, or fewer --workers"
 
 
 def test_how_long_to_train_must_be_said(prepared_cats, tmp_path, capsys):

@@ -14,10 +14,8 @@ from jobs import cli, generate, tune
 from models import checkpoint
 from models.denoiser import Denoiser, DenoiserConfig
 from models.errors import UserError
-from models.resemblance import Resemblance
 from models.sampler import SOLVERS, Sampling, noise, rollout, sample
 from models.tuning import Judges, Tuner, wanted, written_out
-from models.vgg import load_vgg
 
 CONFIG = DenoiserConfig(rows=2, columns=2, splats_per_patch=4, width=32, blocks=2, heads=2)
 LEARNED = {"solver": "learned", "schedule": "learned"}
@@ -129,20 +127,14 @@ def test_damaged_few_calls_are_named(change, said):
         checkpoint.parse(damaged, "here")
 
 
-def test_pictures_are_drawn_to_photographs_in_pieces_as_at_once(denoiser, vgg_file: Path):
-    generator = torch.Generator().manual_seed(0)
-    photographs = [torch.rand(100, 3, 16, 16, generator=generator) * 2 - 1 for _ in range(20)]
-    unlike = Resemblance(load_vgg(str(vgg_file)), photographs)
-    bright, alike = photographs[0][:60] * 0.5 + 0.5, torch.rand(60, 3, 16, 16, generator=generator) * 2 - 1
-    assert unlike(bright) > 1
-    assert abs(unlike(alike)) < 0.3
+def test_what_is_learned_is_the_same_in_pieces_as_at_once(denoiser):
     few = written_out(Sampling(steps=2), CONFIG.width)
     z = noise(2, range(6), *denoiser.size)
     x = wanted(denoiser, Sampling(), z)
     moved = []
     for at_once in (2, 6):
         tuner = Tuner(few, "cpu")
-        tuner.step(denoiser, z, x, Judges(resemblance=unlike), progress=0.3, at_once=at_once)
+        tuner.step(denoiser, z, x, Judges(), progress=0.3, at_once=at_once)
         moved.append([p.grad.clone() for p in tuner.tunable.parameters()])
     for in_pieces, whole in zip(*moved, strict=True):
         torch.testing.assert_close(in_pieces, whole, rtol=1e-3, atol=1e-6)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.losses import draw_times
 from models.rasterize import Region
-from pipeline.training.augmentation import LABELS, draw_transforms, warp
+from pipeline.training.augmentation import draw_transforms, warp
 from pipeline.training.recipe import Recipe
 from pipeline.training.training_set import TrainingSet
 
@@ -84,11 +84,14 @@ def as_image(pictures: Tensor) -> Tensor:
     return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def make_batch(recipe: Recipe, pictures: Pictures, step: int, rank: int, ranks: int) -> dict[str, Any]:
-    """What `training_loss` needs for one step of one rank; a function of (recipe, step, rank) and the pictures."""
+def make_batch(recipe: Recipe, pictures: Pictures, piece: int, rank: int, ranks: int) -> dict[str, Any]:
+    """What `training_loss` needs for one piece of one rank; a function of (recipe, piece, rank) and the pictures.
+
+    Pieces are counted over all steps.
+    """
     device = pictures.device
-    generator = torch.Generator(device).manual_seed(mixed_seed(recipe.seed, step, rank))
-    count = recipe.batch // ranks
+    generator = torch.Generator(device).manual_seed(mixed_seed(recipe.seed, piece, rank))
+    count = recipe.batch // (ranks * recipe.pieces)
     many = pictures.detailed_in(count)
     clean, large = pictures.draw(count, many, generator)
     matrices, labels = draw_transforms(count, recipe.augment, generator, device)
@@ -102,19 +105,19 @@ def make_batch(recipe: Recipe, pictures: Pictures, step: int, rank: int, ranks: 
         "hints": (labels,),
     }
     if many:
-        chance = random.Random(mixed_seed(recipe.seed, step))
+        chance = random.Random(mixed_seed(recipe.seed, piece))
         batch["detailed"], batch["region"] = crop(large, recipe.detail_pixels, chance)
     return batch
 
 
-def make_noise_batch(recipe: Recipe, device: torch.device, step: int, rank: int, ranks: int) -> dict[str, Any]:
-    """What `distillation_loss` needs for one step of one rank; a function of (recipe, step, rank)."""
-    generator = torch.Generator(device).manual_seed(mixed_seed(recipe.seed, step, rank))
-    count, model = recipe.batch // ranks, recipe.model
+def make_noise_batch(recipe: Recipe, device: torch.device, piece: int, rank: int, ranks: int) -> dict[str, Any]:
+    """What `distillation_loss` needs for one piece of one rank; a function of (recipe, piece, rank)."""
+    generator = torch.Generator(device).manual_seed(mixed_seed(recipe.seed, piece, rank))
+    count, model = recipe.batch // (ranks * recipe.pieces), recipe.model
     noise = torch.randn(count, 3, model.height_pixels, model.width_pixels, generator=generator, device=device)
-    chance = random.Random(mixed_seed(recipe.seed, step))
+    chance = random.Random(mixed_seed(recipe.seed, piece))
     *_, region = window(2 * recipe.detail_pixels, recipe.detail_pixels, chance)
-    return {"noise": noise, "hints": (noise.new_zeros(count, LABELS),), "region": region}
+    return {"noise": noise, "region": region}
 
 
 def augment(clean: Tensor, large: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:

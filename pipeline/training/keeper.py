@@ -63,7 +63,7 @@ class Keeper:
         folder = self._work / f"step-{state.step}"
         folder.mkdir()
         state.save(folder, self._recipe)
-        sheet = sample_sheet(state.averages[0], self._recipe.seed, sampling=self._recipe.sampling)
+        sheet = sample_sheet(state.denoisers[0], self._recipe.seed, sampling=self._recipe.sampling)
         sheet.save(folder / "sheet.png")
         kept = self._keep(folder, state.step)
         shutil.rmtree(folder)
@@ -85,8 +85,9 @@ def validate(state: State, recipe: Recipe, source: Pictures | Teacher, heldout: 
         t = t[torch.randperm(len(t), generator=generator, device=source.device)]  # they come sorted
         noise = torch.randn(clean.shape, generator=generator, device=source.device)
         with torch.inference_mode():
-            field = state.averages[0](lerp(clean, noise, t), t)
-            drawn = state.averages[0].draw(field, *clean.shape[2:])
+            denoiser = state.denoisers[0]
+            field = denoiser(lerp(clean, noise, t), t)
+            drawn = denoiser.draw(field, *clean.shape[2:])
             losses[name] = float(velocity_loss(drawn, clean, t, recipe.objective).mean())
     state.history[-1] |= losses
     return losses

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from models.denoiser import DenoiserConfig
-from models.distillation import student_sampling
 from models.losses import Objective
-from models.sampler import DEFAULT_SAMPLING, Sampling
+from models.sampler import DEFAULT_SAMPLING, LEARNED, Sampling
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,9 @@ class Recipe:
     dropout: float = 0.0  # share of the hidden layers that a step leaves out
     clip: float = 1.0  # largest norm of the gradient
     ema_widths: tuple[float, ...] = (0.05, 0.1)  # of the averages of the weights, as parts of the training so far
+    pieces: int = 1  # a rank's pictures of a step are seen in so many pieces, one after the other, to save memory
     distil: int = 0  # calls of a student to distil from the weights to start from; 0: train on photographs
+    resemblance: bool = False  # whether photographs' statistics are what a student learns from as well
     start: str | None = None  # fingerprint of the weights that training started from
     detail: int = 256  # photographs of at least this side supervise at high resolution too; 0 for none
     detail_pixels: int = 128  # side at which splats are drawn against high-resolution photographs
@@ -39,7 +40,7 @@ class Recipe:
     @property
     def sampling(self) -> Sampling:
         """How the trained weights want to be sampled."""
-        return student_sampling(self.distil) if self.distil else DEFAULT_SAMPLING
+        return Sampling(LEARNED, LEARNED, self.distil) if self.distil else DEFAULT_SAMPLING
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ class Run:
     weights: str | None = None  # to start from
 
 
-def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
-    """Linear warm-up, constant, linear decay to 0 over the last part of the budget."""
+def rate_share(recipe: Recipe, step: int, progress: float) -> float:
+    """What part of its peak a learning rate has: linear warm-up, 1, linear decay to 0 over the last of the budget."""
     rise = min(1.0, (step + 1) / recipe.warmup)
     fall = min(1.0, (1.0 - progress) / recipe.decay) if recipe.decay else 1.0
-    return recipe.learning_rate * rise * max(fall, 0.0)
+    return rise * max(fall, 0.0)

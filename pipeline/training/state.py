@@ -17,9 +17,15 @@ from torch import Tensor
 
 from models import checkpoint
 from models.denoiser import Denoiser
+from models.distillation import Student, first_calls
 from models.errors import UserError, one_line
+from models.sampler import DEFAULT_SAMPLING
+from models.tuning import RATES
 from pipeline.training.augmentation import AugmentedDenoiser
 from pipeline.training.recipe import Recipe
+
+# Of the rates at which jobs.tune learns how calls are made, which has the network stand still meanwhile.
+CALLS_SHARE = 0.2
 
 
 class DamagedCheckpoint(UserError):
@@ -30,9 +36,9 @@ class DamagedCheckpoint(UserError):
 class State:
     """What a checkpoint holds."""
 
-    model: AugmentedDenoiser
-    # Averages of its denoiser's weights, one for each of the recipe's widths: which is best shows afterwards.
-    averages: list[Denoiser]
+    model: AugmentedDenoiser | Student
+    # Of its weights, one for each of the recipe's widths: which is best shows afterwards.
+    averages: list[Denoiser | Student]
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
@@ -45,18 +51,23 @@ class State:
         denoiser = Denoiser(recipe.model)
         if start is not None:
             denoiser.load_state_dict(start.state_dict())
-        denoiser.to(device)
-        averages = [copy.deepcopy(denoiser).requires_grad_(False).eval() for _ in recipe.ema_widths]
-        model = AugmentedDenoiser(denoiser).to(device)
+        model: AugmentedDenoiser | Student
+        if recipe.distil:
+            assert start is not None
+            model = Student(denoiser, first_calls(start, recipe.distil)).to(device)
+        else:
+            model = AugmentedDenoiser(denoiser).to(device)
+        averages = [copy.deepcopy(sampled(model)).requires_grad_(False).eval() for _ in recipe.ema_widths]
         denoiser.backbone.set_dropout(recipe.dropout)
         optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=recipe.learning_rate,
-            betas=(0.9, 0.99),
-            weight_decay=recipe.weight_decay,
-            fused=device.type == "cuda",
+            groups(model, recipe), betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=device.type == "cuda"
         )
         return State(model, averages, optimizer)
+
+    @property
+    def denoisers(self) -> list[Denoiser]:
+        """The averages as what makes pictures."""
+        return [average.finished() if isinstance(average, Student) else average for average in self.averages]
 
     def save(self, folder: Path, recipe: Recipe) -> None:
         """Write state.safetensors, state.json, history.json and the averaged weights, see `weights_name`."""
@@ -74,11 +85,13 @@ class State:
             "pictures": self.step * recipe.batch,
             "minutes": self.seconds / 60.0,
         }
-        brief |= {"recipe": asdict(recipe), "sampling": asdict(recipe.sampling)}
-        for width, average in zip(recipe.ema_widths, self.averages, strict=True):
-            about = {**brief, "ema_width": width}
-            weights = checkpoint.dump(average.state_dict(), recipe.model, precision="float16", about=about)
-            (folder / weights_name(recipe, width)).write_bytes(weights)
+        brief |= {"recipe": asdict(recipe), "sampling": asdict(DEFAULT_SAMPLING)}
+        for width, denoiser in zip(recipe.ema_widths, self.denoisers, strict=True):
+            about, name = {**brief, "ema_width": width}, weights_name(recipe, width)
+            weights = checkpoint.dump(denoiser.state_dict(), recipe.model, precision="float16", about=about)
+            for few in denoiser.few_calls.values():
+                weights = checkpoint.with_few_calls(weights, name, few, default=True)
+            (folder / name).write_bytes(weights)
         (folder / "history.json").write_text(json.dumps(self.history))
 
     def restore(self, folder: Path, recipe: Recipe) -> None:
@@ -105,6 +118,8 @@ class State:
             start = f"{name}."
             module.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
         for name, p in self.model.named_parameters():
+            if not p.requires_grad:
+                continue
             for key in ("exp_avg", "exp_avg_sq"):
                 self.optimizer.state[p][key] = tensors[f"optimizer.{key}.{name}"].to(p.device)
             step = tensors[f"optimizer.step.{name}"]
@@ -116,13 +131,34 @@ class State:
 
     def update_averages(self, widths: Sequence[float]) -> None:
         """Power-function averages (Karras et al., "EDM2", 2024): a width stays a fixed part of the training so far."""
-        current: list[Tensor] = list(self.model.denoiser.parameters())
+        current: list[Tensor] = list(sampled(self.model).parameters())
         for width, average in zip(widths, self.averages, strict=True):
             # Equation 126 there: the relative width s of exponent g satisfies s^2 = (g + 1) / ((g + 2)^2 (g + 3)).
             beta = (1.0 - 1.0 / self.step) ** (average_exponent(width) + 1.0)
             with torch.no_grad():
                 averaged: list[Tensor] = list(average.parameters())
                 torch._foreach_lerp_(averaged, current, 1.0 - beta)
+
+
+def sampled(model: AugmentedDenoiser | Student) -> Denoiser | Student:
+    """What of a model in training makes pictures: labels of augmentation are for training alone."""
+    return model if isinstance(model, Student) else model.denoiser
+
+
+def groups(model: AugmentedDenoiser | Student, recipe: Recipe) -> list[dict[str, Any]]:
+    """The parameters that learn alike, as the optimizer wants them; "rate" is their peak learning rate."""
+    calls = model.calls if isinstance(model, Student) else None
+    apart = dict(calls.named_parameters()) if calls is not None else {}
+    known = {id(p) for p in apart.values()}
+    made: list[dict[str, Any]] = [
+        {"params": [p for p in model.parameters() if id(p) not in known], "rate": recipe.learning_rate}
+    ]
+    made += [
+        {"params": [p], "rate": CALLS_SHARE * RATES[name], "weight_decay": 0.0}
+        for name, p in apart.items()
+        if p.requires_grad
+    ]
+    return made
 
 
 def weights_name(recipe: Recipe, width: float) -> str:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,9 +24,10 @@ from models.distillation import Teacher, distillation_loss
 from models.errors import UserError
 from models.losses import TERMS, training_loss
 from models.perceptual import Lpips
+from models.resemblance import Resemblance
 from pipeline.training.batches import Pictures, make_batch, make_noise_batch, mixed_seed
 from pipeline.training.keeper import Keeper
-from pipeline.training.recipe import Budget, Recipe, learning_rate
+from pipeline.training.recipe import Budget, Recipe, rate_share
 from pipeline.training.state import State
 
 PATIENCE = 20.0  # seconds without a report
@@ -55,15 +57,16 @@ def train(
     work: Path,
     heldout: Tensor | None = None,
     perceptual: Lpips | None = None,
+    resemblance: Resemblance | None = None,
     rank: int = 0,
     ranks: int = 1,
 ) -> None:
     """Train `state` on until the budget is spent, and tell `outlet` how it goes.
 
-    `source` is what there is to learn from: photographs, or a teacher if recipe.distil is not 0. It, `state` and
-    `perceptual` are on one device. Checkpoints are made in `work` on rank 0, with the loss of the photographs
-    `heldout`, uint8 [N, Y, X, 3], and training goes on meanwhile. Raises UserError, on all ranks alike, when the loss
-    is not finite; the checkpoints kept so far stay good.
+    `source` is what there is to learn from: photographs, or a teacher if recipe.distil is not 0, beside which
+    `resemblance` may judge by photographs. These, `state` and `perceptual` are on one device. Checkpoints are made in
+    `work` on rank 0, with the loss of the photographs `heldout`, uint8 [N, Y, X, 3], and training goes on meanwhile.
+    Raises UserError, on all ranks alike, when the loss is not finite; the checkpoints kept so far stay good.
     """
     device = next(state.model.parameters()).device
     model: torch.nn.Module = state.model
@@ -77,7 +80,7 @@ def train(
         if perceptual is not None:
             perceptual.compile(dynamic=False)
     if ranks > 1:
-        # Buffers are constants: sent anew in a student's second call, they would change under its first one's gradient.
+        # Buffers are constants.
         model = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     make: Callable[[int, int, int], dict[str, Any]]
@@ -87,21 +90,29 @@ def train(
     else:
         make = partial(make_noise_batch, recipe, device)
         pixels = recipe.detail_pixels if recipe.detail else None
-        loss = partial(distillation_loss, model, denoiser, source, calls=recipe.distil, pixels=pixels)
+        loss = partial(distillation_loss, model, denoiser, source, pixels=pixels, resemblance=resemblance)
     log = Meter(state, recipe, budget, device)
     metrics: dict[str, float] = {}
     keeper = Keeper(recipe, source, heldout, work, outlet.keep) if rank == 0 else None
     saved = state.seconds
     with ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(make, state.step, rank, ranks)
+        upcoming = ahead.submit(make, state.step * recipe.pieces, rank, ranks)
         while log.progress < 1.0:
-            batch = upcoming.result()
-            upcoming = ahead.submit(make, state.step + 1, rank, ranks)
             for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate(recipe, state.step, budget.progress(state.step, state.seconds))
-            torch.manual_seed(mixed_seed(recipe.seed, state.step, rank, DROPOUT))
-            terms = loss(objective=recipe.objective, lpips=perceptual, **batch)
-            terms["loss"].backward()
+                group["lr"] = group["rate"] * rate_share(recipe, state.step, budget.progress(state.step, state.seconds))
+            terms: dict[str, Tensor] = {}
+            for piece in range(state.step * recipe.pieces, (state.step + 1) * recipe.pieces):
+                batch = upcoming.result()
+                upcoming = ahead.submit(make, piece + 1, rank, ranks)
+                torch.manual_seed(mixed_seed(recipe.seed, piece, rank, DROPOUT))
+                # The ranks' gradients are brought together with the last piece.
+                last = (piece + 1) % recipe.pieces == 0
+                alone = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+                with alone:
+                    found = loss(objective=recipe.objective, lpips=perceptual, **batch)
+                    (found["loss"] / recipe.pieces).backward()
+                for name, value in found.items():
+                    terms[name] = terms.get(name, 0.0) + value.detach() / recipe.pieces
             terms["norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
             state.optimizer.step()
             state.optimizer.zero_grad(set_to_none=True)
@@ -168,7 +179,7 @@ class Meter:
     def add(self, terms: dict[str, Tensor]) -> None:
         """Take one step's terms."""
         for name, value in terms.items():
-            self.sums[name] += value.detach()
+            self.sums[name] += value
         self.steps += 1
 
     def zeros(self) -> dict[str, Tensor]:

@@ -20,7 +20,9 @@ from pipeline.training.training_set import load
 
 # Pictures to learn from have indices from here on, which datasets do not reach: nothing is learned of theirs.
 FIRST_INDEX = 1 << 62
-PHOTOGRAPHS = 4000  # at most so many stand for all
+# At most so many photographs stand for all, seen so many times as large as they are as well: what takes a GPU seconds.
+PHOTOGRAPHS = {"cpu": 2000, "cuda": 20_000}
+ENLARGED = {"cpu": (1,), "cuda": (1, 2)}
 REPORT_SECONDS = 10.0
 
 
@@ -37,10 +39,14 @@ def make_pairs(denoiser: Denoiser, sampling: Sampling, *, seed: int, count: int,
     return torch.cat(noises), torch.cat(pictures)
 
 
-def resemblance(photos: str, lpips: Lpips, device: torch.device | str) -> Resemblance:
+def resemblance(
+    photos: str, lpips: Lpips, device: torch.device | str, *, memory_bytes: int | None = None
+) -> Resemblance:
     """What judges by the photographs trained on of a prepared set, in the eyes of the VGG16 within `lpips`."""
-    small = spread(torch.from_numpy(load(photos, heldout=False, detail=None).small), PHOTOGRAPHS)
-    return Resemblance(lpips.trunk, (as_image(some.to(device)) for some in small.split(100)))
+    kind = torch.device(device).type
+    seen = torch.from_numpy(load(photos, heldout=False, detail=None, memory_bytes=memory_bytes).small)
+    chosen = spread(seen, PHOTOGRAPHS[kind])
+    return Resemblance(lpips.trunk, (as_image(some.to(device)) for some in chosen.split(100)), ENLARGED[kind])
 
 
 def tune(

@@ -29,6 +29,7 @@ from pipeline.training.recipe import Recipe, Run
 from pipeline.training.state import DamagedCheckpoint, State, weights_name
 from pipeline.training.trainer import train
 from pipeline.training.training_set import check, load
+from pipeline.training.tuning import resemblance
 
 HELDOUT = 512  # photographs whose loss is measured at every checkpoint
 HOST_SHARE = 0.5  # part of a machine's memory that photographs may take; more of them are mapped from files
@@ -48,7 +49,7 @@ def work(config: Mapping[str, Any]) -> None:
     try:
         with agreed(ranks):
             perceptual = load_lpips(settings.lpips).to(device) if settings.lpips else None
-            start = heldout = None
+            start = heldout = judge = None
             if settings.weights is not None:
                 data = checkpoint.read(settings.weights)
                 start = checkpoint.parse(data, settings.weights)
@@ -57,12 +58,16 @@ def work(config: Mapping[str, Any]) -> None:
                 if rank == 0:
                     board.post.remote(note)
             source: Pictures | Teacher
-            if settings.photos is not None:
-                source, heldout = photographs(settings, device, rank, ranks, context.get_local_world_size())
-            else:
+            beside = context.get_local_world_size()
+            if settings.recipe.distil:
                 assert start is not None
                 assert settings.weights is not None
-                source = Teacher(start.to(device), checkpoint.sampling(data, settings.weights, many=True))
+                source = Teacher(start.to(device), checkpoint.sampling(data, settings.weights))
+                if settings.photos is not None:
+                    assert perceptual is not None
+                    judge = resemblance(settings.photos, perceptual, device, memory_bytes=host_bytes(beside))
+            else:
+                source, heldout = photographs(settings, device, rank, ranks, beside)
         with tempfile.TemporaryDirectory() as folder:
             train(
                 state,
@@ -73,6 +78,7 @@ def work(config: Mapping[str, Any]) -> None:
                 work=Path(folder),
                 heldout=heldout,
                 perceptual=perceptual,
+                resemblance=judge,
                 rank=rank,
                 ranks=ranks,
             )
@@ -116,13 +122,17 @@ def photographs(
 ) -> tuple[Pictures, torch.Tensor | None]:
     """One rank's photographs, with `beside` ranks on this machine, and some of those held out, if there are any."""
     assert settings.photos is not None
-    memory = HOST_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / beside
-    detail = settings.recipe.detail or None
-    seen = load(settings.photos, heldout=False, detail=detail, stripe=(rank, ranks), memory_bytes=int(memory))
+    detail, memory = settings.recipe.detail or None, host_bytes(beside)
+    seen = load(settings.photos, heldout=False, detail=detail, stripe=(rank, ranks), memory_bytes=memory)
     if not check(settings.photos)[2]["heldout"]:
         return Pictures(seen, device), None
     heldout = load(settings.photos, heldout=True, detail=None).small
     return Pictures(seen, device), spread(torch.from_numpy(heldout), HELDOUT)
+
+
+def host_bytes(beside: int) -> int:
+    """How much of this machine's memory the photographs of one of `beside` ranks may take."""
+    return int(HOST_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / beside)
 
 
 def resume(state: State, recipe: Recipe, ranks: int) -> Iterator[str]:

@@ -28,8 +28,6 @@ from pipeline.training.training_set import check
 
 # Peak learning rate, and steps of warm-up.
 TRAINING, DISTILLING = (Recipe.learning_rate, Recipe.warmup), (4e-5, 40)
-# Pictures a step: in training, and with --distil.
-USUAL_GPU, USUAL_CPU = (512, 1536), (64, 64)
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,9 @@ class Options:
     """Pictures a step, over all workers; 512 on GPUs if not given, 1,536 with --distil, and 64 on CPUs."""
 
     at_once: int | None = None
-    """At most so many of a worker's pictures are in memory, where each takes 20 to 40 MB, times the calls of a student;
-    1,024 on GPUs and 64 on CPUs if not given, divided by the calls. A step sees more in pieces, one after the other."""
+    """At most so many of a worker's pictures are in memory, where each takes 20 to 40 MB, times the calls of a student.
+    A step sees more in pieces of one size, one after the other; --batch is rounded down for it. All if not given; with
+    --distil 1,024 divided by the calls on GPUs, and 64 on CPUs."""
 
     learning_rate: float | None = None
     """Peak learning rate of AdamW; 6e-4 if not given, 4e-5 with --distil."""
@@ -172,12 +171,13 @@ def main(options: Options) -> None:
 
 
 def pictures(options: Options, *, gpus: bool) -> tuple[int, int]:
-    """How many a step sees, and in how many pieces on each worker."""
-    calls = options.distil or 1
-    at_once = options.at_once or (1024 if gpus else 64) // calls or 1
-    usual = (USUAL_GPU if gpus else USUAL_CPU)[bool(options.distil)] // options.workers
-    each = options.batch // options.workers if options.batch else usual // at_once * at_once or usual
-    return each * options.workers, next(n for n in range(-(-each // at_once), each + 1) if each % n == 0)
+    """How many a step sees, over all workers, and in how many pieces on each."""
+    usual, at_once = (512, None) if gpus else (64, None)
+    if options.distil:  # every call of a rollout is kept for its gradient
+        usual, at_once = (1536, 1024 // options.distil) if gpus else (64, 64 // options.distil)
+    each = max(1, (options.batch or usual) // options.workers)
+    pieces = -(-each // max(1, options.at_once or at_once or each))
+    return each // pieces * pieces * options.workers, pieces
 
 
 def make_run(options: Options, model: DenoiserConfig, start: str | None, weights: str | None, *, gpus: bool) -> Run:

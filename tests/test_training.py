@@ -269,6 +269,23 @@ def test_memory_that_is_too_small_is_one_line():
     assert said == "this machine's memory is too small: give a smaller --at-once and another --out, or fewer --workers"
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, (512, 1)),
+        ({"batch": 4096}, (4096, 1)),
+        ({"batch": 4096, "at_once": 1000}, (4095, 5)),
+        ({"distil": 4}, (1536, 6)),
+        ({"distil": 4, "workers": 4}, (1536, 2)),
+        ({"distil": 1, "workers": 5}, (1535, 1)),
+        ({"distil": 64, "batch": 7, "at_once": 3}, (6, 3)),
+    ],
+)
+def test_a_step_sees_what_was_asked_for_in_pieces_that_fit(given, expected):
+    options = job.Options(out="", photos="prepared", lpips="vgg", steps=1, **given)
+    assert job.pictures(options, gpus=True) == expected
+
+
 def test_how_long_to_train_must_be_said(prepared_cats, tmp_path, capsys):
     assert command("--photos", prepared_cats, "--out", str(tmp_path / "out")) == 1
     assert "give --steps or --minutes" in capsys.readouterr().err

@@ -26,8 +26,8 @@ from pipeline.training import distributed
 from pipeline.training.recipe import Budget, Recipe, Run
 from pipeline.training.training_set import check
 
-# Peak learning rate, and steps of warm-up.
-TRAINING, DISTILLING = (Recipe.learning_rate, Recipe.warmup), (4e-5, 40)
+# Peak learning rate, steps of warm-up, and steps between lines of progress, by which the learning rate falls.
+TRAINING, DISTILLING = (Recipe.learning_rate, Recipe.warmup, Budget.report_every), (4e-5, 40, 10)
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,9 @@ class Options:
     objective: Objective = field(default_factory=Objective)
     """Weights and schedules of the loss."""
 
-    report_every: int = Budget.report_every
-    """Steps between lines of progress; on CPUs there is one every 20 seconds at least."""
+    report_every: int | None = None
+    """Steps between lines of progress; 50 if not given, 10 with --distil; on CPUs there is one every 20 seconds at
+    least."""
 
     save_every: int = Budget.save_every
     """Steps between checkpoints, of which there is one every ten minutes at least."""
@@ -194,7 +195,7 @@ def make_run(options: Options, model: DenoiserConfig, start: str | None, weights
         ema_widths=options.ema_widths,
         augment=0.0 if options.distil else options.augment,
         distil=options.distil,
-        resemblance=bool(options.distil and options.photos),
+        resemblance=bool(options.distil and options.photos and options.objective.photographs),
         dropout=options.dropout,
         start=start,
         objective=options.objective,
@@ -202,7 +203,7 @@ def make_run(options: Options, model: DenoiserConfig, start: str | None, weights
         lpips=options.lpips is not None,
         seed=options.seed,
     )
-    budget = Budget(options.steps, options.minutes, options.report_every, options.save_every)
+    budget = Budget(options.steps, options.minutes, options.report_every or usual[2], options.save_every)
     return Run(
         photos=options.photos and absolute(options.photos),
         out=options.out,

@@ -19,12 +19,14 @@ from models import checkpoint
 from models.errors import UserError
 from models.few_calls import MOST_CALLS
 from models.perceptual import load_lpips
+from models.resemblance import RECENT
 from models.sampler import Sampling
-from models.tuning import Judges, written_out
+from models.tuning import Judges, first_calls
 from pipeline.datasets.indices import LARGEST
 from pipeline.execution.threads import cores
 from pipeline.storage.store import Store, using
-from pipeline.training.tuning import make_pairs, resemblance, tune
+from pipeline.training.judging import resemblance
+from pipeline.training.tuning import make_pairs, tune
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Options:
     """Pictures to learn from."""
 
     batch: int | None = None
-    """Pictures a step; 128 on a GPU and 16 on CPUs if not given, or 512 and 64 with --photos: statistics need more."""
+    """Pictures a step, at most --pairs; 128 on a GPU and 16 on CPUs if not given, or 512 and 64 with --photos:
+    statistics need more."""
 
     at_once: int | None = None
     """So many of them are in memory, where each takes 20 to 60 MB a call; 128 on a GPU and 16 on CPUs if not given."""
@@ -102,15 +105,18 @@ def main(options: Options) -> None:
         torch.set_num_threads(cores())
     usual = {"cpu": 16, "cuda": 128}[device]
     at_once = options.at_once or usual
-    batch = options.batch or (usual if options.photos is None else 4 * usual)
-    few = denoiser.few_calls.get(options.calls) or written_out(Sampling(steps=options.calls), denoiser.config.width)
+    batch = min(options.batch or (usual if options.photos is None else 4 * usual), options.pairs)
+    few = first_calls(denoiser, options.calls)
     denoiser.to(device)
     pairs = make_pairs(
         denoiser, Sampling(steps=options.teacher_steps), seed=options.seed, count=options.pairs, batch=4 * at_once
     )
     judges = Judges(
         lpips,
-        resemblance(options.photos, lpips, device) if lpips and options.photos is not None else None,
+        # Pictures come again after all pairs; a judge must have forgotten them.
+        resemblance(options.photos, lpips, device, remembered=min(RECENT, options.pairs - batch))
+        if lpips and options.photos is not None
+        else None,
     )
     few = tune(
         denoiser,
@@ -119,7 +125,6 @@ def main(options: Options) -> None:
         minutes=options.minutes,
         batch=batch,
         at_once=at_once,
-        seed=options.seed,
         judges=judges,
     )
     with using(store):

@@ -92,6 +92,7 @@ def parse(data: bytes, name: str) -> Denoiser:
 
 def with_few_calls(data: bytes, name: str, learned: FewCalls, *, default: bool) -> bytes:
     """Serialised weights with what was learned of few calls beside what they have; by `default` they are sampled so."""
+    learned.check()
     header, tensors = read_header(data, name), load_tensors(data)
     tensors |= {FEW_CALLS + key: tensor.contiguous() for key, tensor in few_calls.named(learned).items()}
     if default:

@@ -76,7 +76,7 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.head.weight)
         with torch.no_grad():
             self.head.bias.copy_(initial_raw(config.splats_per_patch).flatten())
-        # What was learned about these very weights, by the number of calls; no part of what is trained.
+        # What was learned about these very weights, by the number of calls.
         self.few_calls: dict[int, FewCalls] = {}
 
     @property

@@ -29,7 +29,7 @@ from models.losses import Objective, picture_loss, total
 from models.rasterize import WHOLE, Region
 from models.resemblance import Resemblance
 from models.sampler import Sampling, sample
-from models.tuning import Tunable, finish, written_out
+from models.tuning import Tunable, finish
 
 
 @dataclass(frozen=True)
@@ -54,19 +54,13 @@ class Student(nn.Module):
 
     def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """The splat fields made of noises [B, 3, Y, X], and the pictures, of the same shape, that these are."""
-        last = finish(self.denoiser, self.calls(), noise)
-        return last.field, last.after
+        return finish(self.denoiser, self.calls(), noise)
 
     def finished(self) -> Denoiser:
         """The denoiser, which knows its calls as learned so far."""
         learned = self.calls.learned()
         self.denoiser.few_calls = {len(learned): learned}
         return self.denoiser
-
-
-def first_calls(denoiser: Denoiser, calls: int) -> FewCalls:
-    """What a student of so many calls begins with: what was learned of them for its teacher, or else a formula."""
-    return denoiser.few_calls.get(calls) or written_out(Sampling(steps=calls), denoiser.config.width)
 
 
 def distillation_loss(

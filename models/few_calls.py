@@ -1,4 +1,4 @@
-"""Few calls: what was learned about how one denoiser makes its pictures in n calls, its weights left as they are.
+"""Few calls: what was learned about how one denoiser makes its pictures in n calls.
 
 Every solver of `sampler` is linear in the noise and in the pictures that the network answered. Before call i the state
 is
@@ -24,14 +24,15 @@ MOST_CALLS = 64
 
 @dataclass(frozen=True)
 class FewCalls:
-    """How n calls are made. UserError for tensors that cannot say it."""
+    """How n calls are made."""
 
     times: Tensor  # [n], from 0 to below 1
     noise: Tensor  # [n]
     mix: Tensor  # [n, n]; what is below the diagonal counts
     hints: Tensor  # [n, D], D being the network's width
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """UserError for tensors that cannot say it. Waits for their device."""
         n = self.times.numel()
         shapes = [tuple(tensor.shape) for tensor in vars(self).values()]
         if not 1 <= n <= MOST_CALLS or shapes[:3] != [(n,), (n,), (n, n)] or shapes[3][:-1] != (n,):
@@ -66,6 +67,8 @@ def parse(tensors: Mapping[str, Tensor], width: int) -> dict[int, FewCalls]:
         parts.setdefault(number, {})[name] = tensor.float()
     try:
         made = {int(number): FewCalls(**of_number) for number, of_number in parts.items()}
+        for few in made.values():
+            few.check()
     except (TypeError, ValueError) as error:
         raise UserError(f"few calls are not what they should be: {error}") from None
     if wrong := [n for n, few in made.items() if len(few) != n or few.hints.shape[1] != width]:

@@ -7,8 +7,9 @@ deviation: half-way to whitening, under which what hardly differs among photogra
 
 Sets of pictures are compared by their maximum mean discrepancy (Gretton et al., "A kernel two-sample test", 2012) with
 the kernel (1 + x y / sqrt(D))^2, which sees means and covariances; unbiased, so that few pictures mislead by chance
-alone. Of photographs it needs no more than these two. Pictures in hand are compared with those generated last as well,
-which a learner in small steps would make much the same again.
+alone. Of photographs it needs no more than these two, and takes them from others than the components: along components
+photographs differ more than their like. Pictures in hand are compared with those generated last as well, which a
+learner in small steps would make much the same again.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from torch import Tensor
 
 from models.vgg import Vgg16
 
-COMPONENTS = 768  # at most, and
-PHOTOGRAPHS_EACH = 5  # at least: of fewer, components are of their chance
+COMPONENTS = 768  # at most
+# At least so many photographs for each component, or there are fewer components: of too few, they tell of these alone.
+PHOTOGRAPHS_EACH = 5
+# So many photographs are enough for one component, and as many to measure along it.
+FEWEST = 2 * PHOTOGRAPHS_EACH
 RECENT = 3072  # pictures remembered
 # In units of sqrt(D), the length that photographs have on average: a picture beyond it counts as if it lay there. Else
 # one that went wrong would outweigh all others.
@@ -34,31 +38,46 @@ FIRST_QUARTERED = 4  # stage of VGG16
 class Resemblance:
     """The statistics of photographs, and how far generated pictures are from them."""
 
-    def __init__(self, trunk: Vgg16, photographs: Iterable[Tensor], enlarged: Sequence[int] = (1, 2)) -> None:
-        """`photographs`: batches [B, 3, Y, X] in [-1, 1], on the trunk's device, at least PHOTOGRAPHS_EACH in all.
+    def __init__(
+        self,
+        trunk: Vgg16,
+        photographs: Iterable[Tensor],
+        *,
+        enlarged: Sequence[int] = (1, 2),
+        remembered: int = RECENT,
+    ) -> None:
+        """`photographs`: batches [B, 3, Y, X] in [-1, 1] on the trunk's device, FEWEST or more in all.
 
-        They are seen mirrored as well.
-        The trunk looks at every picture so many times as large as it is.
+        They are seen mirrored as well. The trunk looks at every picture so many times `enlarged`. No generated picture
+        may be shown again that is among the last ones `remembered`.
         """
-        self.trunk, self.enlarged = trunk, tuple(enlarged)
+        self.trunk, self.enlarged, self.remembered = trunk, tuple(enlarged), remembered
         with torch.no_grad():
-            views = (view for batch in photographs for view in (batch, batch.flip(3)))
-            vectors = torch.cat([self.statistics(view) for view in views])
-            deviation, self.mean = torch.std_mean(vectors, dim=0)
-            scale = deviation + 10 * TINY
-            scaled = (vectors - self.mean) / scale
-            devices = [vectors.device] if vectors.is_cuda else []
-            with torch.random.fork_rng(devices):  # the algorithm draws; the components are the same every time
-                torch.manual_seed(0)
-                # Mirrored ones are not counted.
-                count = min(COMPONENTS, len(vectors) // (2 * PHOTOGRAPHS_EACH))
-                _, strengths, axes = torch.svd_lowrank(scaled, q=min(count + 64, *scaled.shape), niter=3)
-            deviations = strengths[:count] / len(vectors) ** 0.5
-            usual = deviations.mean().sqrt()
-            self.axes = axes[:, :count] / (deviations.sqrt() * usual) / scale[:, None]
-            # Of photographs along each component: 1 on average.
-            self.variances = deviations / usual.square()
-        self.recent = vectors.new_empty(0, self.axes.shape[1])
+            # Each second photograph for the components, the others to measure.
+            views = [[self.statistics(view) for view in (some, some.flip(3))] for some in photographs]
+            first, second = (torch.cat([each[half::2] for pair in views for each in pair]) for half in (0, 1))
+            del views
+            self._find_axes(first)
+            ours = self._along(second)
+        width = ours.shape[1]
+        self.mean, self.moment = ours.mean(dim=0), ours.T @ ours / len(ours)
+        same = (1.0 + ours.square().sum(dim=1) / width**0.5).square().mean()
+        pairs = 1.0 + 2.0 * self.mean.square().sum() / width**0.5 + self.moment.square().sum() / width
+        self.among_photographs = (len(ours) * pairs - same) / (len(ours) - 1)
+        self.recent = ours[:0]
+
+    def _find_axes(self, vectors: Tensor) -> None:
+        """Set the centre and the components, from statistics [N, S], which are changed."""
+        deviation, self.centre = torch.std_mean(vectors, dim=0)
+        scale = deviation + 10 * TINY
+        scaled = vectors.sub_(self.centre).div_(scale)
+        count = min(COMPONENTS, len(scaled) // FEWEST)  # mirrored ones are not counted
+        with torch.random.fork_rng([scaled.device] if scaled.is_cuda else []):  # the algorithm draws; always the same
+            torch.manual_seed(0)
+            _, strengths, axes = torch.svd_lowrank(scaled, q=min(count + 64, *scaled.shape), niter=3)
+        deviations = strengths[:count] / len(scaled) ** 0.5
+        # Such that the variance of photographs along a component is 1 on average.
+        self.axes = axes[:, :count] / (deviations * deviations.mean()).sqrt() / scale[:, None]
 
     def statistics(self, pictures: Tensor) -> Tensor:
         """Means and deviations [B, S] of pictures [B, 3, Y, X]."""
@@ -68,14 +87,18 @@ class Resemblance:
             dtype = torch.bfloat16 if large.is_cuda else large.dtype
             with torch.autocast(large.device.type, torch.bfloat16, enabled=large.is_cuda):
                 maps = self.trunk(large.to(dtype, memory_format=torch.channels_last))
-            for stage, channels in enumerate(maps, 1):
+            for stage, half in enumerate(maps, 1):
+                channels = half.float()
                 quarters = 2 if stage >= FIRST_QUARTERED else 1
-                parts += [F.adaptive_avg_pool2d(channels.float(), quarters).flatten(1), _deviations(channels.float())]
+                parts += [F.adaptive_avg_pool2d(channels, quarters).flatten(1), _deviations(channels)]
         return torch.cat(parts, dim=1)
 
     def features(self, pictures: Tensor) -> Tensor:
-        """Where pictures [B, 3, Y, X] lie along the components [B, D], 0 being the photographs' mean."""
-        ours = (self.statistics(pictures) - self.mean) @ self.axes
+        """Where pictures [B, 3, Y, X] lie along the components [B, D]."""
+        return self._along(self.statistics(pictures))
+
+    def _along(self, vectors: Tensor) -> Tensor:
+        ours = (vectors - self.centre) @ self.axes
         bound = FARTHEST * ours.shape[1] ** 0.5
         return ours * (bound / ours.norm(dim=1, keepdim=True)).clamp(max=1.0)
 
@@ -87,13 +110,11 @@ class Resemblance:
         ours = self.features(pictures)
         width = ours.shape[1]
         others = torch.cat([ours.detach(), self.recent])
-        self.recent = others[:RECENT]
+        self.recent = others[: self.remembered]
         kernel = (1.0 + ours @ others.T / width**0.5).square()
-        # Without what each has with itself; among photographs, the means are 0 and the covariance is diagonal.
-        among = (kernel.sum(dim=1) - kernel.diagonal()) / max(len(others) - 1, 1)
-        across = 1.0 + (ours.square() * self.variances).sum(dim=1) / width
-        photographs = 1.0 + self.variances.square().sum() / width
-        discrepancy = (among - 2.0 * across).mean().detach() + photographs
+        among = (kernel.sum(dim=1) - kernel.diagonal()) / max(len(others) - 1, 1)  # without what each has with itself
+        across = 1.0 + 2.0 * ours @ self.mean / width**0.5 + (ours @ self.moment * ours).sum(dim=1) / width
+        discrepancy = (among - 2.0 * across).mean().detach() + self.among_photographs
         pull = 2.0 * (among - across).mean()
         return discrepancy + pull - pull.detach()
 

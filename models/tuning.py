@@ -1,6 +1,7 @@
 """Learning few calls: when to call a denoiser, what to show it and what hint to give, so that few end where many do.
 
-The denoiser itself stays as it is, so a few thousand pictures are enough, and minutes.
+Where the denoiser itself stays as it is, a few thousand pictures are enough, and minutes; `distillation` has it learn
+together with its calls.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from models.denoiser import Denoiser
 from models.few_calls import FewCalls
 from models.perceptual import Lpips
 from models.resemblance import Resemblance
-from models.sampler import SCHEDULES, SOLVERS, Sampling, Step, follow, sample
+from models.sampler import SCHEDULES, SOLVERS, Sampling, sample
 
 # Adam's step for each; times are learned as logits.
 RATES = {"times": 0.03, "noise": 0.008, "mix": 0.008, "hints": 0.003}
@@ -36,6 +37,11 @@ def written_out(sampling: Sampling, width: int) -> FewCalls:
     return FewCalls(times, seen[:, 0], seen[:, 1:], torch.zeros(sampling.steps, width))
 
 
+def first_calls(denoiser: Denoiser, calls: int) -> FewCalls:
+    """Where learning so many calls begins: what the denoiser knows of them, or else the default solver."""
+    return denoiser.few_calls.get(calls) or written_out(Sampling(steps=calls), denoiser.config.width)
+
+
 class Tunable(nn.Module):
     """Few calls as parameters. The first is made at time 0 and sees the noise, whatever is learned."""
 
@@ -44,7 +50,7 @@ class Tunable(nn.Module):
         several = len(few) > 1
         self.times = nn.Parameter(torch.logit(few.times[1:], eps=1e-4), requires_grad=several)
         self.noise = nn.Parameter(few.noise[1:].clone(), requires_grad=several)
-        self.mix = nn.Parameter(few.mix[1:].clone(), requires_grad=several)
+        self.mix = nn.Parameter(few.mix[1:].clone(memory_format=torch.contiguous_format), requires_grad=several)
         self.hints = nn.Parameter(few.hints.clone())
 
     def forward(self) -> FewCalls:
@@ -70,15 +76,16 @@ def wanted(denoiser: Denoiser, sampling: Sampling, noise: Tensor) -> Tensor:
         return denoiser.draw(sample(denoiser, noise, **asdict(sampling)), *denoiser.size).clamp(-1.0, 1.0).clone()
 
 
-def finish(denoiser: Denoiser, few: FewCalls, noise: Tensor) -> Step:
-    """The last of the few calls that make pictures of `noise` [B, 3, Y, X]; gradients flow through all of them."""
+def finish(denoiser: Denoiser, few: FewCalls, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """The splat fields that few calls make of `noise` [B, 3, Y, X], and the pictures, of the same shape, they are.
 
-    def denoise(z: Tensor, t: Tensor, hint: Tensor) -> tuple[Tensor, Tensor]:
-        field = denoiser(z, t.expand(len(z)), hint.expand(len(z), -1))
-        return field, denoiser.draw(field, *denoiser.size)
-
-    *_, last = follow(denoise, noise, few)
-    return last
+    Gradients flow through all calls; the host waits for none.
+    """
+    answers: list[Tensor] = []
+    for t, hint in zip(few.times, few.hints, strict=True):
+        field = denoiser(few.state(noise, answers), t.expand(len(noise)), hint.expand(len(noise), -1))
+        answers.append(denoiser.draw(field, *denoiser.size))
+    return field, answers[-1]
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ class Tuner:
         self.optimizer.zero_grad()
         terms: dict[str, Tensor] = {}
         for z, x in zip(noise.split(at_once), wanted.split(at_once), strict=True):
-            made = finish(denoiser, self.tunable(), z).after.clamp(-SHOWN, SHOWN)
+            made = finish(denoiser, self.tunable(), z)[1].clamp(-SHOWN, SHOWN)
             differences = judges.differences(made, x)
             share = len(z) / len(noise)
             (share * torch.stack(list(differences.values())).sum()).backward()

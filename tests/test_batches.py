@@ -22,7 +22,7 @@ def test_batches_depend_on_seed_step_and_rank_alone_wherever_the_pictures_lie(ph
     seen = set()
     for step in range(3):
         for rank in range(2):
-            one, other = (make_batch(recipe, pictures, step, rank, 2) for pictures in (resident, streamed))
+            one, other = (make_batch(recipe, pictures, step, 0, rank, 2) for pictures in (resident, streamed))
             assert one.keys() == other.keys() == {"clean", "noise", "t", "hints", "detailed", "region"}
             assert one.pop("region") == other.pop("region")
             for name, tensor in one.items():
@@ -63,7 +63,7 @@ def test_every_photograph_is_drawn_as_often_as_any_other(large: int) -> None:
 
 def test_without_large_photographs_batches_have_none(prepared_cats: str) -> None:
     pictures = Pictures(load(prepared_cats, heldout=False, detail=None), CPU)
-    batch = make_batch(Recipe(batch=2), pictures, 0, 0, 1)
+    batch = make_batch(Recipe(batch=2), pictures, 0, 0, 0, 1)
     assert batch.keys() == {"clean", "noise", "t", "hints"}
     assert batch["clean"].shape == (2, 3, 64, 64)
 

@@ -10,11 +10,12 @@ import torch
 from conftest import make_lively
 
 from models.denoiser import Denoiser, DenoiserConfig
-from models.distillation import Student, Teacher, distillation_loss, first_calls
+from models.distillation import Student, Teacher, distillation_loss
 from models.few_calls import FewCalls
 from models.losses import Objective
 from models.resemblance import Resemblance
 from models.sampler import Sampling, noise, sample
+from models.tuning import first_calls
 from models.vgg import load_vgg
 
 CONFIG = DenoiserConfig(rows=2, columns=2, splats_per_patch=4, width=32, blocks=2, heads=2)

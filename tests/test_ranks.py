@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import make_lively
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from test_trainer import CPU, RECIPE, Reports
 
 from models.distillation import Teacher
 from models.errors import UserError
-from models.sampler import Sampling
+from models.sampler import Sampling, noise
+from pipeline.training import trainer
 from pipeline.training.batches import Pictures
 from pipeline.training.keeper import validate
-from pipeline.training.recipe import Budget
+from pipeline.training.recipe import Budget, Recipe
 from pipeline.training.state import State
 from pipeline.training.trainer import train
 from pipeline.training.training_set import TrainingSet
@@ -25,7 +28,7 @@ from pipeline.training.worker import agreed
 
 
 def one_rank(rank: int, ranks: int, photographs: TrainingSet, folder: Path) -> None:
-    """Train as one of some ranks, then distil what came of it, and leave the loss and the weights in files."""
+    """Train as one of some ranks, then distil; leave the loss and the weights in files, and what a student learned."""
     if ranks > 1:
         torch.set_num_threads(1)
         dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=ranks)
@@ -34,12 +37,22 @@ def one_rank(rank: int, ranks: int, photographs: TrainingSet, folder: Path) -> N
     train(state, recipe, Budget(steps=30), pictures, outlet=outlet, work=folder, rank=rank, ranks=ranks)
     loss = validate(state, recipe, pictures, torch.from_numpy(photographs.small))["heldout"]
 
-    recipe = dataclasses.replace(recipe, batch=4, pieces=2, distil=2)
-    student, teacher = State.new(recipe, CPU, state.averages[0]), Teacher(state.averages[0], Sampling(steps=2))
-    outlet = Reports(folder / "student")
-    train(student, recipe, Budget(steps=2), teacher, outlet=outlet, work=folder, rank=rank, ranks=ranks)
     save_file(state.model.state_dict(), folder / f"rank-{rank}.safetensors", {"loss": str(loss)})
-    save_file(student.model.state_dict(), folder / f"student-{rank}.safetensors")
+
+    recipe = dataclasses.replace(recipe, batch=4, pieces=2, distil=2)
+    teacher = make_lively(recipe.model)
+    student, outlet = State.new(recipe, CPU, teacher), Reports(folder / "student")
+    source, budget = Teacher(teacher, Sampling(steps=4)), Budget(steps=1, report_every=1)
+    with mock.patch.object(trainer, "make_noise_batch", one_part_of_everything):
+        train(student, recipe, budget, source, outlet=outlet, work=folder, rank=rank, ranks=ranks)
+    learned = {name: student.optimizer.state[p]["exp_avg"] for name, p in student.model.named_parameters()}
+    save_file(learned, folder / f"student-{rank}.safetensors")
+
+
+def one_part_of_everything(recipe: Recipe, device: torch.device, step: int, piece: int, rank: int, ranks: int) -> dict:
+    """The same four noises for all ranks and pieces together, however many there are."""
+    parts = noise(0, range(4), 64, 64).chunk(ranks * recipe.pieces)
+    return {"noise": parts[rank * recipe.pieces + piece]}
 
 
 def test_two_ranks_learn_what_one_learns_from_batches_of_the_same_size(
@@ -58,6 +71,9 @@ def test_two_ranks_learn_what_one_learns_from_batches_of_the_same_size(
     for name in ("rank", "student"):
         first, second = ((folder / f"{name}-{rank}.safetensors").read_bytes() for rank in (0, 1))
         assert first == second
+    alone, together = (load_file(tmp_path / ranks / "student-0.safetensors") for ranks in ("1", "2"))
+    for name, gradient in alone.items():
+        assert (together[name] - gradient).norm() < 1e-3 * gradient.norm(), name
 
 
 def one_fails(number: int) -> None:

@@ -266,7 +266,7 @@ def test_memory_that_is_too_small_is_one_line():
     said = distributed.explain(
         ControllerError(RuntimeError("killed due to the node running low on memory")), None, None
     )
-    assert said == "this machine's memory is too small: give a smaller --at-once and another --out, or fewer --workers"
+    assert said == "this machine's memory is too small: give a smaller --at-once, or fewer --workers"
 
 
 @pytest.mark.parametrize(

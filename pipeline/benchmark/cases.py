@@ -169,7 +169,7 @@ def _train_baseline(bench: Bench, recipe: Recipe, detailed: float, eyes: Lpips |
     recipe = dataclasses.replace(recipe, batch=100 if bench.cuda else 2)
     model = EagerDenoiser(recipe.model).to(bench.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5)
-    batch = make_batch(recipe, _random_pictures(torch.device(bench.device), detailed), 0, 0, 1)
+    batch = make_batch(recipe, _random_pictures(torch.device(bench.device), detailed), 0, 0, 0, 1)
     kept = {key: value for key, value in batch.items() if key in ("clean", "noise", "t", "detailed")}
 
     def step() -> None:

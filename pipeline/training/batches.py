@@ -84,13 +84,10 @@ def as_image(pictures: Tensor) -> Tensor:
     return pictures.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
-def make_batch(recipe: Recipe, pictures: Pictures, piece: int, rank: int, ranks: int) -> dict[str, Any]:
-    """What `training_loss` needs for one piece of one rank; a function of (recipe, piece, rank) and the pictures.
-
-    Pieces are counted over all steps.
-    """
+def make_batch(recipe: Recipe, pictures: Pictures, step: int, piece: int, rank: int, ranks: int) -> dict[str, Any]:
+    """What `training_loss` needs for one piece of a step; a function of its arguments alone."""
     device = pictures.device
-    generator = torch.Generator(device).manual_seed(mixed_seed(recipe.seed, piece, rank))
+    generator = torch.Generator(device).manual_seed(mixed_seed(recipe.seed, step, rank, piece))
     count = recipe.batch // (ranks * recipe.pieces)
     many = pictures.detailed_in(count)
     clean, large = pictures.draw(count, many, generator)
@@ -105,17 +102,19 @@ def make_batch(recipe: Recipe, pictures: Pictures, piece: int, rank: int, ranks:
         "hints": (labels,),
     }
     if many:
-        chance = random.Random(mixed_seed(recipe.seed, piece))
+        chance = random.Random(mixed_seed(recipe.seed, step, 0, piece))
         batch["detailed"], batch["region"] = crop(large, recipe.detail_pixels, chance)
     return batch
 
 
-def make_noise_batch(recipe: Recipe, device: torch.device, piece: int, rank: int, ranks: int) -> dict[str, Any]:
-    """What `distillation_loss` needs for one piece of one rank; a function of (recipe, piece, rank)."""
-    generator = torch.Generator(device).manual_seed(mixed_seed(recipe.seed, piece, rank))
+def make_noise_batch(
+    recipe: Recipe, device: torch.device, step: int, piece: int, rank: int, ranks: int
+) -> dict[str, Any]:
+    """What `distillation_loss` needs for one piece of a step; a function of its arguments alone."""
+    generator = torch.Generator(device).manual_seed(mixed_seed(recipe.seed, step, rank, piece))
     count, model = recipe.batch // (ranks * recipe.pieces), recipe.model
     noise = torch.randn(count, 3, model.height_pixels, model.width_pixels, generator=generator, device=device)
-    chance = random.Random(mixed_seed(recipe.seed, piece))
+    chance = random.Random(mixed_seed(recipe.seed, step, 0, piece))
     *_, region = window(2 * recipe.detail_pixels, recipe.detail_pixels, chance)
     return {"noise": noise, "region": region}
 

@@ -100,7 +100,7 @@ def claim(out: str) -> None:
 def explain(error: TrainingFailedError, settings: Run, fault: str | None) -> str | None:
     """What ended training, where that is no bug of ours: in one line, with a remedy. `fault` is a worker's OSError."""
     if "low on memory" in str(error):
-        return "this machine's memory is too small: give a smaller --at-once and another --out, or fewer --workers"
+        return "this machine's memory is too small: give a smaller --at-once, or fewer --workers"
     if isinstance(error, ControllerError):
         if "StartupTimeout" not in type(error.controller_failure).__name__:
             return None
@@ -110,7 +110,7 @@ def explain(error: TrainingFailedError, settings: Run, fault: str | None) -> str
         )
     text = str(error)
     if "OutOfMemoryError" in text:
-        return "the GPU's memory is too small: give a smaller --at-once and another --out, or more --workers"
+        return "the GPU's memory is too small: give a smaller --at-once"
     if "ActorDiedError" in text or "ActorUnavailableError" in text:
         return f"a worker died {RETRIES + 1} times (killed, its machine gone, or out of memory)"
     return f"a worker failed {RETRIES + 1} times: {fault}" if fault else None

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from models import checkpoint
 from models.denoiser import Denoiser
-from models.distillation import Student, first_calls
+from models.distillation import Student
 from models.errors import UserError, one_line
 from models.sampler import DEFAULT_SAMPLING
-from models.tuning import RATES
+from models.tuning import RATES, first_calls
 from pipeline.training.augmentation import AugmentedDenoiser
 from pipeline.training.recipe import Recipe
 
-# Of the rates at which jobs.tune learns how calls are made, which has the network stand still meanwhile.
-CALLS_SHARE = 0.2
+# How calls are made is learned at the rates of jobs.tune at this learning rate of the weights, and in proportion to it.
+TUNED = 2e-4
 
 
 class DamagedCheckpoint(UserError):
@@ -106,6 +106,7 @@ class State:
             raise DamagedCheckpoint(one_line(error)) from None
         before, ours = (flat(json.loads(json.dumps(asdict(one)))) for one in (Recipe(), recipe))
         theirs = before | flat(about["recipe"])
+        theirs["pieces"] = ours["pieces"]  # which, like the number of ranks, is a matter of the machines at hand
         changed = [
             f"{key} was {theirs.get(key)}, now {ours.get(key)}"
             for key in sorted(ours.keys() | theirs.keys())
@@ -154,7 +155,7 @@ def groups(model: AugmentedDenoiser | Student, recipe: Recipe) -> list[dict[str,
         {"params": [p for p in model.parameters() if id(p) not in known], "rate": recipe.learning_rate}
     ]
     made += [
-        {"params": [p], "rate": CALLS_SHARE * RATES[name], "weight_decay": 0.0}
+        {"params": [p], "rate": RATES[name] * recipe.learning_rate / TUNED, "weight_decay": 0.0}
         for name, p in apart.items()
         if p.requires_grad
     ]

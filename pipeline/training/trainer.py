@@ -1,7 +1,8 @@
 """The training loop of one rank: pictures on a device in, checkpoints out. Knows neither Ray nor storage.
 
 `distributed` runs it under Ray Train. The same step follows from the same (recipe, step, rank) whenever it is
-run: every random choice is drawn from a generator seeded with the three.
+run: every random choice is drawn from a generator seeded with the three. (What judges by photographs remembers the
+last pictures, and does not when a run is continued.)
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def train(
         # Buffers are constants.
         model = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
 
-    make: Callable[[int, int, int], dict[str, Any]]
+    make: Callable[..., dict[str, Any]]
     loss: Callable[..., dict[str, Tensor]]
     if isinstance(source, Pictures):
         make, loss = partial(make_batch, recipe, source), partial(training_loss, model, denoiser)
@@ -96,17 +97,18 @@ def train(
     keeper = Keeper(recipe, source, heldout, work, outlet.keep) if rank == 0 else None
     saved = state.seconds
     with ThreadPoolExecutor(1) as ahead:
-        upcoming = ahead.submit(make, state.step * recipe.pieces, rank, ranks)
+        upcoming = ahead.submit(make, state.step, 0, rank, ranks)
         while log.progress < 1.0:
             for group in state.optimizer.param_groups:
                 group["lr"] = group["rate"] * rate_share(recipe, state.step, budget.progress(state.step, state.seconds))
             terms: dict[str, Tensor] = {}
-            for piece in range(state.step * recipe.pieces, (state.step + 1) * recipe.pieces):
+            for piece in range(recipe.pieces):
                 batch = upcoming.result()
-                upcoming = ahead.submit(make, piece + 1, rank, ranks)
-                torch.manual_seed(mixed_seed(recipe.seed, piece, rank, DROPOUT))
+                last = piece + 1 == recipe.pieces
+                following = (state.step + 1, 0) if last else (state.step, piece + 1)
+                upcoming = ahead.submit(make, *following, rank, ranks)
+                torch.manual_seed(mixed_seed(recipe.seed, state.step, rank, piece, DROPOUT))
                 # The ranks' gradients are brought together with the last piece.
-                last = (piece + 1) % recipe.pieces == 0
                 alone = nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
                 with alone:
                     found = loss(objective=recipe.objective, lpips=perceptual, **batch)

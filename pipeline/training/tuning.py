@@ -10,19 +10,12 @@ from torch import Tensor
 
 from models.denoiser import Denoiser
 from models.few_calls import FewCalls
-from models.perceptual import Lpips
-from models.resemblance import Resemblance
 from models.sampler import Sampling, noise
 from models.tuning import Judges, Tuner, wanted
 from pipeline.execution.progress import Ticker, duration
-from pipeline.training.batches import as_image, spread
-from pipeline.training.training_set import load
 
 # Pictures to learn from have indices from here on, which datasets do not reach: nothing is learned of theirs.
 FIRST_INDEX = 1 << 62
-# At most so many photographs stand for all, seen so many times as large as they are as well: what takes a GPU seconds.
-PHOTOGRAPHS = {"cpu": 2000, "cuda": 20_000}
-ENLARGED = {"cpu": (1,), "cuda": (1, 2)}
 REPORT_SECONDS = 10.0
 
 
@@ -39,16 +32,6 @@ def make_pairs(denoiser: Denoiser, sampling: Sampling, *, seed: int, count: int,
     return torch.cat(noises), torch.cat(pictures)
 
 
-def resemblance(
-    photos: str, lpips: Lpips, device: torch.device | str, *, memory_bytes: int | None = None
-) -> Resemblance:
-    """What judges by the photographs trained on of a prepared set, in the eyes of the VGG16 within `lpips`."""
-    kind = torch.device(device).type
-    seen = torch.from_numpy(load(photos, heldout=False, detail=None, memory_bytes=memory_bytes).small)
-    chosen = spread(seen, PHOTOGRAPHS[kind])
-    return Resemblance(lpips.trunk, (as_image(some.to(device)) for some in chosen.split(100)), ENLARGED[kind])
-
-
 def tune(
     denoiser: Denoiser,
     few: FewCalls,
@@ -56,23 +39,23 @@ def tune(
     *,
     minutes: float,
     batch: int,
-    seed: int,
     at_once: int,
     judges: Judges,
     clock: Callable[[], float] = time.monotonic,
 ) -> FewCalls:
     """Learn from `few` on, for so long, from `pairs` of noise and picture, on the denoiser's device.
 
-    In a step `batch` of them are seen, `at_once` together.
+    In a step the next `batch` of them are seen, `at_once` together.
     """
     z, x = pairs
-    generator = torch.Generator().manual_seed(seed)
     tuner = Tuner(few, z.device)
     begun = said = clock()
     sums: dict[str, Tensor] = {}
-    steps = 0
+    steps = seen = 0
     while (progress := (clock() - begun) / (60.0 * minutes)) < 1.0:
-        rows = torch.randint(len(z), (batch,), generator=generator).to(z.device)
+        # In a fixed order: so a judge that remembers fewer than the others does not meet a picture that it remembers.
+        rows = torch.arange(seen, seen + batch, device=z.device) % len(z)
+        seen += batch
         terms = tuner.step(denoiser, z[rows], x[rows], judges, progress=progress, at_once=at_once)
         for name, term in terms.items():
             sums[name] = sums.get(name, torch.zeros_like(term)) + term

@@ -22,14 +22,15 @@ from models import checkpoint
 from models.distillation import Teacher
 from models.errors import UserError, one_line
 from models.perceptual import load_lpips
+from models.resemblance import RECENT
 from pipeline.storage.store import Store
 from pipeline.training.batches import Pictures, spread
 from pipeline.training.board import progress_line
+from pipeline.training.judging import resemblance
 from pipeline.training.recipe import Recipe, Run
 from pipeline.training.state import DamagedCheckpoint, State, weights_name
 from pipeline.training.trainer import train
 from pipeline.training.training_set import check, load
-from pipeline.training.tuning import resemblance
 
 HELDOUT = 512  # photographs whose loss is measured at every checkpoint
 HOST_SHARE = 0.5  # part of a machine's memory that photographs may take; more of them are mapped from files
@@ -62,10 +63,19 @@ def work(config: Mapping[str, Any]) -> None:
             if settings.recipe.distil:
                 assert start is not None
                 assert settings.weights is not None
-                source = Teacher(start.to(device), checkpoint.sampling(data, settings.weights))
-                if settings.photos is not None:
+                # Photographs are something to learn even from one's own calls. Without them, more of these must be.
+                many = not settings.recipe.resemblance
+                source = Teacher(start.to(device), checkpoint.sampling(data, settings.weights, many=many))
+                if settings.recipe.resemblance:
+                    assert settings.photos is not None
                     assert perceptual is not None
-                    judge = resemblance(settings.photos, perceptual, device, memory_bytes=host_bytes(beside))
+                    judge = resemblance(
+                        settings.photos,
+                        perceptual,
+                        device,
+                        remembered=RECENT // ranks,
+                        memory_bytes=host_bytes(beside),
+                    )
             else:
                 source, heldout = photographs(settings, device, rank, ranks, beside)
         with tempfile.TemporaryDirectory() as folder:

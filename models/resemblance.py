@@ -24,7 +24,7 @@ from models.vgg import Vgg16
 
 COMPONENTS = 768  # at most
 # At least so many photographs for each component, or there are fewer components: of too few, they tell of these alone.
-PHOTOGRAPHS_EACH = 5
+PHOTOGRAPHS_EACH = 4
 # So many photographs are enough for one component, and as many to measure along it.
 FEWEST = 2 * PHOTOGRAPHS_EACH
 RECENT = 3072  # pictures remembered

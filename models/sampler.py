@@ -57,8 +57,8 @@ DEFAULT_SAMPLING = Sampling()
 
 # (noisy, t) -> (splat field, the same drawn at the model's resolution: x)
 Denoise = Callable[[Tensor, float], tuple[Tensor, Tensor]]
-# The same, and a hint [D] for the call; its time is a tensor too.
-HintedDenoise = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+# The same, and a hint [D] for the call.
+HintedDenoise = Callable[[Tensor, float, Tensor], tuple[Tensor, Tensor]]
 # The times 0 = t_0 < ... < t_n = 1 of n intervals.
 Schedule = Callable[[int], list[float]]
 # Takes the noise, a schedule, and how many calls to make.
@@ -173,13 +173,13 @@ LEARNED = "learned"
 
 
 def follow(denoise: HintedDenoise, z: Tensor, few: FewCalls) -> Iterator[Step]:
-    """Few calls as they were learned, from noise z. Gradients flow to what they are made of as well."""
+    """Few calls as they were learned, from noise z."""
     answers: list[Tensor] = []
     state = z
-    for i, t in enumerate(few.times.tolist()):
-        field, x = denoise(state, few.times[i], few.hints[i])
+    for t, hint in zip(few.times.tolist(), few.hints, strict=True):
+        field, x = denoise(state, t, hint)
         answers.append(x)
-        after = few.state(z, answers) if i + 1 < len(few) else x
+        after = few.state(z, answers) if len(answers) < len(few) else x
         yield Step(t, state, field, after)
         state = after
 
@@ -192,9 +192,9 @@ def rollout(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str, sched
     if steps < 1:
         raise UserError(f"steps {steps} is not possible; give at least 1 network call")
 
-    def denoise(z: Tensor, t: float | Tensor, hint: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def denoise(z: Tensor, t: float, hint: Tensor | None = None) -> tuple[Tensor, Tensor]:
         hints = None if hint is None else hint.to(z).expand(len(z), -1)
-        field = denoiser(z, z.new_full((len(z),), float(t)), hints)
+        field = denoiser(z, z.new_full((len(z),), t), hints)
         return field, denoiser.draw(field, *denoiser.size)
 
     if solver == schedule == LEARNED:

@@ -79,7 +79,7 @@ def wanted(denoiser: Denoiser, sampling: Sampling, noise: Tensor) -> Tensor:
 def finish(denoiser: Denoiser, few: FewCalls, noise: Tensor) -> tuple[Tensor, Tensor]:
     """The splat fields that few calls make of `noise` [B, 3, Y, X], and the pictures, of the same shape, they are.
 
-    Gradients flow through all calls; the host waits for none.
+    Gradients flow through all calls; the host waits for none, as it does in `sampler.follow` to say their times.
     """
     answers: list[Tensor] = []
     for t, hint in zip(few.times, few.hints, strict=True):

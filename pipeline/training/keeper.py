@@ -77,7 +77,7 @@ def validate(state: State, recipe: Recipe, source: Pictures | Teacher, heldout: 
     """
     if heldout is None or isinstance(source, Teacher):
         return {}
-    losses = {}
+    losses, denoiser = {}, state.denoisers[0]
     for name, photographs in (("heldout", heldout), ("seen", spread(source.small, len(heldout)))):
         clean = as_image(photographs.to(source.device))
         generator = torch.Generator(source.device).manual_seed(recipe.seed)
@@ -85,7 +85,6 @@ def validate(state: State, recipe: Recipe, source: Pictures | Teacher, heldout: 
         t = t[torch.randperm(len(t), generator=generator, device=source.device)]  # they come sorted
         noise = torch.randn(clean.shape, generator=generator, device=source.device)
         with torch.inference_mode():
-            denoiser = state.denoisers[0]
             field = denoiser(lerp(clean, noise, t), t)
             drawn = denoiser.draw(field, *clean.shape[2:])
             losses[name] = float(velocity_loss(drawn, clean, t, recipe.objective).mean())

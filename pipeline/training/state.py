@@ -148,17 +148,15 @@ def sampled(model: AugmentedDenoiser | Student) -> Denoiser | Student:
 
 def groups(model: AugmentedDenoiser | Student, recipe: Recipe) -> list[dict[str, Any]]:
     """The parameters that learn alike, as the optimizer wants them; "rate" is their peak learning rate."""
-    calls = model.calls if isinstance(model, Student) else None
-    apart = dict(calls.named_parameters()) if calls is not None else {}
-    known = {id(p) for p in apart.values()}
-    made: list[dict[str, Any]] = [
-        {"params": [p for p in model.parameters() if id(p) not in known], "rate": recipe.learning_rate}
-    ]
-    made += [
-        {"params": [p], "rate": RATES[name] * recipe.learning_rate / TUNED, "weight_decay": 0.0}
-        for name, p in apart.items()
-        if p.requires_grad
-    ]
+    weights = [p for name, p in model.named_parameters() if not name.startswith("calls.")]
+    made: list[dict[str, Any]] = [{"params": weights, "rate": recipe.learning_rate}]
+    if isinstance(model, Student):
+        share = recipe.learning_rate / TUNED
+        made += [
+            {"params": [p], "rate": share * RATES[name], "weight_decay": 0.0}
+            for name, p in model.calls.named_parameters()
+            if p.requires_grad
+        ]
     return made
 
 

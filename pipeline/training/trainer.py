@@ -81,7 +81,7 @@ def train(
         if perceptual is not None:
             perceptual.compile(dynamic=False)
     if ranks > 1:
-        # Buffers are constants.
+        # Buffers are constants: there is nothing to send.
         model = DistributedDataParallel(model, gradient_as_bucket_view=True, broadcast_buffers=False)
 
     make: Callable[..., dict[str, Any]]

@@ -149,10 +149,8 @@ class Options:
 
 def main(options: Options) -> None:
     """Check what can be checked here, then train on the cluster."""
-    if options.photos is not None:
-        largest = max(map(int, check(options.photos)[2]["sides"]), default=0)
-        if options.detail > largest and not options.distil:  # splats of a teacher are known at any size
-            print(f"no photograph is kept at {options.detail} px: training at the model's size alone; give --detail")
+    if options.photos is not None and options.detail and not detailed(options):
+        print(f"no photograph is kept at {options.detail} px: learning at the model's size alone; give --detail")
     if options.lpips is None:
         print("no --lpips file: training without the perceptual term; pictures will be softer")
     else:
@@ -171,6 +169,12 @@ def main(options: Options) -> None:
     print(f"trained {last['step']:,.0f} steps in {last['minutes']:.1f} minutes: {options.out}/weights.safetensors")
 
 
+def detailed(options: Options) -> bool:
+    """Whether there are photographs of --detail pixels."""
+    assert options.photos is not None
+    return 0 < options.detail <= max(map(int, check(options.photos)[2]["sides"]), default=0)
+
+
 def pictures(options: Options, *, gpus: bool) -> tuple[int, int]:
     """How many a step sees, over all workers, and in how many pieces on each."""
     usual, at_once = (512, None) if gpus else (64, None)
@@ -185,6 +189,7 @@ def make_run(options: Options, model: DenoiserConfig, start: str | None, weights
     """The run that the options ask for, on GPUs or not, from `weights` with the fingerprint `start`."""
     batch, pieces = pictures(options, gpus=gpus)
     usual = DISTILLING if options.distil else TRAINING
+    judged = bool(options.distil and options.photos and options.objective.photographs)
     recipe = Recipe(
         model=model,
         batch=batch,
@@ -195,7 +200,8 @@ def make_run(options: Options, model: DenoiserConfig, start: str | None, weights
         ema_widths=options.ema_widths,
         augment=0.0 if options.distil else options.augment,
         distil=options.distil,
-        resemblance=bool(options.distil and options.photos and options.objective.photographs),
+        resemblance=judged,
+        detail_resemblance=judged and bool(options.objective.detail_photographs) and detailed(options),
         dropout=options.dropout,
         start=start,
         objective=options.objective,

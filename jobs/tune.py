@@ -26,6 +26,7 @@ from pipeline.datasets.indices import LARGEST
 from pipeline.execution.threads import cores
 from pipeline.storage.store import Store, using
 from pipeline.training.judging import resemblance
+from pipeline.training.training_set import load
 from pipeline.training.tuning import make_pairs, tune
 
 
@@ -114,7 +115,12 @@ def main(options: Options) -> None:
     judges = Judges(
         lpips,
         # Pictures come again after all pairs; a judge must have forgotten them.
-        resemblance(options.photos, lpips, device, remembered=min(RECENT, options.pairs - batch))
+        resemblance(
+            load(options.photos, heldout=False, detail=None).small,
+            lpips,
+            device=device,
+            remembered=min(RECENT, options.pairs - batch),
+        )
         if lpips and options.photos is not None
         else None,
     )

@@ -7,8 +7,8 @@ there is nothing to average over; no noise comes twice, so there is nothing to l
 learned together with the weights (see `few_calls`).
 
 Without photographs a student is as good as its teacher at best. With them, the statistics of its pictures are drawn to
-theirs as well (see `resemblance`), and the teacher is what keeps each of them a cat. The student may then be a better
-teacher than its own, and another be distilled from it.
+theirs as well (see `resemblance`), in detail too where photographs are large, and the teacher is what keeps each of
+them a cat. The student may then be a better teacher than its own, and another be distilled from it.
 
 Regression on what the teacher makes of a noise is of Luhman and Luhman ("Knowledge distillation in iterative generative
 models", 2021); that a perceptual distance is what it wants, of Kang et al. ("Distilling diffusion models into
@@ -27,7 +27,7 @@ from models.denoiser import Denoiser
 from models.few_calls import FewCalls
 from models.losses import Objective, picture_loss, total
 from models.rasterize import WHOLE, Region
-from models.resemblance import Resemblance
+from models.resemblance import Likeness, cut
 from models.sampler import Sampling, sample
 from models.tuning import Tunable, finish
 
@@ -73,12 +73,14 @@ def distillation_loss(
     pixels: int | None,
     region: Region = WHOLE,
     lpips: nn.Module | None = None,
-    resemblance: Resemblance | None = None,
+    likeness: Likeness | None = None,
+    places: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Terms of models.losses.TERMS, each a scalar, for a Student, maybe wrapped, whose splats `model` draws.
 
     The student's cats are compared with the teacher's at the model's resolution, and in `region` at `pixels` by
-    `pixels` unless that is None; together, with the photographs of `resemblance`. `noise` is [B, 3, Y, X].
+    `pixels` unless that is None; together, with the photographs of `likeness`, which is shown a window of each large
+    picture at its place of `places` [B, 2]. `noise` is [B, 3, Y, X].
     """
     wanted = teacher.make(noise)
     with torch.no_grad():
@@ -99,6 +101,11 @@ def distillation_loss(
         region=region,
         lpips=lpips,
     )
-    if resemblance is not None:
-        terms["photographs"] = objective.photographs * resemblance(x.clamp(-1.0, 1.0))
+    if likeness is not None:
+        terms["photographs"] = objective.photographs * likeness.whole(x.clamp(-1.0, 1.0))
+        if likeness.windows is not None:
+            assert places is not None
+            large = model.draw(field, likeness.pixels, likeness.pixels).clamp(-1.0, 1.0)
+            seen = cut(large, places, *model.size)
+            terms["detail_photographs"] = objective.detail_photographs * likeness.windows(seen)
     return total(terms)

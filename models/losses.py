@@ -23,7 +23,7 @@ from models.rasterize import WHOLE, Region
 from models.sampler import logit
 from models.splats import PARAMETERS
 
-TERMS = ("loss", "velocity", "perceptual", "detail", "detail_perceptual", "depth", "photographs")
+TERMS = ("loss", "velocity", "perceptual", "detail", "detail_perceptual", "depth", "photographs", "detail_photographs")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Objective:
     detail_perceptual_share: float = 0.3  # part of the detailed pictures whose LPIPS is taken at high resolution
     depth: float = 0.005  # weight of the mean square of the depths: where they differ much, patch borders show
     photographs: float = 1.0  # weight of how unlike photographs a student's pictures are, where it learns from them
+    detail_photographs: float = 0.03  # weight of how unlike they are in windows at high resolution
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(value) for value in vars(self).values()):
@@ -53,7 +54,8 @@ class Objective:
             raise UserError(
                 f"a share of {self.detail_perceptual_share} is not possible; give at most 1 and more than 0"
             )
-        if not self.time_spread > 0.0 or min(self.perceptual, self.detail, self.depth, self.photographs) < 0.0:
+        weights = (self.perceptual, self.detail, self.depth, self.photographs, self.detail_photographs)
+        if not self.time_spread > 0.0 or min(weights) < 0.0:
             raise UserError("the spread of the times must be above 0, and no weight of the loss below 0")
 
     def gated(self, count: int) -> int:

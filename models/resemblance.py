@@ -1,5 +1,8 @@
 """How far the statistics of generated pictures are from those of photographs, as something to learn from.
 
+At the model's resolution pictures are compared whole; drawn larger, in windows cut at random, each with about as many
+pixels: so detail is learned that no photograph at the model's resolution could show.
+
 Of a picture these are means and deviations of its three colours and of every channel of VGG16's five stages, which look
 at it in its own size and enlarged; of the colours and the two deepest stages it is a mean for each quarter of the
 picture. They are taken along the photographs' foremost principal components, divided by the square root of each one's
@@ -15,6 +18,7 @@ learner in small steps would make much the same again.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -44,14 +48,16 @@ class Resemblance:
         photographs: Iterable[Tensor],
         *,
         enlarged: Sequence[int] = (1, 2),
+        quarters: bool = True,
         remembered: int = RECENT,
     ) -> None:
         """`photographs`: batches [B, 3, Y, X] in [-1, 1] on the trunk's device, FEWEST or more in all.
 
-        They are seen mirrored as well. The trunk looks at every picture so many times `enlarged`. No generated picture
-        may be shown again that is among the last ones `remembered`.
+        They are seen mirrored as well. The trunk looks at every picture so many times `enlarged`; without `quarters` it
+        does not matter where in a picture something is. No generated picture may be shown again that is among the last
+        ones `remembered`.
         """
-        self.trunk, self.enlarged, self.remembered = trunk, tuple(enlarged), remembered
+        self.trunk, self.enlarged, self.quarters, self.remembered = trunk, tuple(enlarged), quarters, remembered
         with torch.no_grad():
             # Each second photograph for the components, the others to measure.
             views = [[self.statistics(view) for view in (some, some.flip(3))] for some in photographs]
@@ -81,7 +87,7 @@ class Resemblance:
 
     def statistics(self, pictures: Tensor) -> Tensor:
         """Means and deviations [B, S] of pictures [B, 3, Y, X]."""
-        parts = [F.adaptive_avg_pool2d(pictures, 2).flatten(1), _deviations(pictures)]
+        parts = [self._means(pictures, quartered=True), _deviations(pictures)]
         for factor in self.enlarged:
             large = F.interpolate(pictures, scale_factor=factor, mode="bicubic") if factor > 1 else pictures
             dtype = torch.bfloat16 if large.is_cuda else large.dtype
@@ -89,9 +95,11 @@ class Resemblance:
                 maps = self.trunk(large.to(dtype, memory_format=torch.channels_last))
             for stage, half in enumerate(maps, 1):
                 channels = half.float()
-                quarters = 2 if stage >= FIRST_QUARTERED else 1
-                parts += [F.adaptive_avg_pool2d(channels, quarters).flatten(1), _deviations(channels)]
+                parts += [self._means(channels, quartered=stage >= FIRST_QUARTERED), _deviations(channels)]
         return torch.cat(parts, dim=1)
+
+    def _means(self, maps: Tensor, *, quartered: bool) -> Tensor:
+        return F.adaptive_avg_pool2d(maps, 2 if quartered and self.quarters else 1).flatten(1)
 
     def features(self, pictures: Tensor) -> Tensor:
         """Where pictures [B, 3, Y, X] lie along the components [B, D]."""
@@ -117,6 +125,30 @@ class Resemblance:
         discrepancy = (among - 2.0 * across).mean().detach() + self.among_photographs
         pull = 2.0 * (among - across).mean()
         return discrepancy + pull - pull.detach()
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """What judges whole pictures at the model's resolution, and, if anything does, windows of them drawn larger."""
+
+    whole: Resemblance
+    windows: Resemblance | None = None
+    pixels: int = 0  # side of the pictures that windows are cut from
+
+
+def cut(pictures: Tensor, places: Tensor, height: int, width: int) -> Tensor:
+    """A window [B, 3, height, width] of each of pictures [B, 3, Y, X]; `places` [B, 2] are uniform in [0, 1).
+
+    Every window is as likely as any other.
+    """
+    for dim, size, place in ((2, height, places[:, 0]), (3, width, places[:, 1])):
+        first = (place * (pictures.shape[dim] - size + 1)).long()
+        index = first[:, None] + torch.arange(size, device=pictures.device)
+        shape = [len(pictures), *pictures.shape[1:]]
+        shape[dim] = size
+        index = index.view(-1, 1, *((size, 1) if dim == 2 else (1, size))).expand(shape)
+        pictures = pictures.gather(dim, index)
+    return pictures
 
 
 def _deviations(maps: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from models.denoiser import Denoiser, DenoiserConfig
 from models.distillation import Student, Teacher, distillation_loss
 from models.few_calls import FewCalls
 from models.losses import Objective
-from models.resemblance import Resemblance
+from models.resemblance import Likeness, Resemblance, cut
 from models.sampler import Sampling, noise, sample
 from models.tuning import first_calls
 from models.vgg import load_vgg
@@ -103,7 +103,7 @@ def test_a_student_that_sees_photographs_becomes_more_like_them_than_its_teacher
     for _ in range(15):
         eps = torch.randn(6, 3, *teacher.size)
         terms = distillation_loss(
-            student, student.denoiser, tutor, eps, objective=Objective(), pixels=None, resemblance=judge
+            student, student.denoiser, tutor, eps, objective=Objective(), pixels=None, likeness=Likeness(judge)
         )
         terms["loss"].backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -113,3 +113,27 @@ def test_a_student_that_sees_photographs_becomes_more_like_them_than_its_teacher
     made = [pictures(teacher, start, tutor.sampling), pictures(student.eval().finished(), start, learned(2))]
     far = [float(Resemblance(judge.trunk, photographs.split(100), enlarged=(1,))(each)) for each in made]
     assert far[1] < 0.8 * far[0]
+
+
+def test_windows_of_what_a_student_draws_large_are_judged_in_detail(teacher, vgg_file):
+    student, tutor = begin(teacher, 1).train(), Teacher(teacher, Sampling(steps=1))
+    eps, places = noise(6, range(4), *teacher.size), torch.rand(4, 2)
+    with torch.no_grad():
+        large = teacher.draw(tutor.make(eps), 40, 40).clamp(-1.0, 1.0)
+    photographs = 0.8 * cut(large.repeat(4, 1, 1, 1), torch.rand(16, 2), *teacher.size) + 0.1
+    judges = [Resemblance(load_vgg(str(vgg_file)), [photographs], enlarged=(1,), quarters=False) for _ in range(2)]
+    terms = distillation_loss(
+        student,
+        student.denoiser,
+        tutor,
+        eps,
+        objective=Objective(photographs=0.0, detail_photographs=0.5, depth=0.0),
+        pixels=None,
+        likeness=Likeness(copy.copy(judges[0]), judges[0], 40),
+        places=places,
+    )
+    expected = 0.5 * judges[1](cut(large, places, *teacher.size))
+    torch.testing.assert_close(terms["detail_photographs"].detach(), expected.detach(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(terms["loss"], terms["detail_photographs"] + terms["velocity"])
+    terms["loss"].backward()
+    assert student.denoiser.head.weight.grad.norm() > 0

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.resemblance import FARTHEST, Resemblance
+from models.resemblance import FARTHEST, Resemblance, cut
 from models.vgg import load_vgg
 
 
@@ -94,3 +94,22 @@ def test_one_picture_that_went_wrong_does_not_outweigh_all_others(judge: Resembl
     lengths = judge.features(pictures).norm(dim=1) / len(judge.mean) ** 0.5
     assert lengths[0] == pytest.approx(FARTHEST)
     assert lengths[1:].max() < FARTHEST
+
+
+def test_without_quarters_it_does_not_matter_where_something_is(trained: Resemblance, vgg_file: Path) -> None:
+    anywhere = Resemblance(load_vgg(str(vgg_file)), [clouds(20, 0)], enlarged=(1,), quarters=False)
+    pictures = clouds(3, 7)
+    torch.testing.assert_close(anywhere.statistics(pictures)[:, :3], pictures.mean(dim=(2, 3)))
+    turned = pictures.roll(8, dims=3)  # the halves change places
+    apart = [judge.statistics(turned)[:, :12] - judge.statistics(pictures)[:, :12] for judge in (anywhere, trained)]
+    assert apart[0][:, :6].abs().max() < 1e-5
+    assert apart[1].abs().max() > 0.1
+
+
+def test_windows_are_cut_at_any_place_alike() -> None:
+    pictures = torch.arange(2 * 3 * 6 * 8.0).view(2, 3, 6, 8).requires_grad_(True)
+    found = cut(pictures, torch.tensor([[0.0, 0.999], [0.999, 0.45]]), 5, 4)
+    expected = torch.stack([pictures[0, :, 0:5, 4:8], pictures[1, :, 1:6, 2:6]])
+    torch.testing.assert_close(found, expected)
+    slopes = [torch.autograd.grad(windows.square().sum(), pictures)[0] for windows in (found, expected)]
+    torch.testing.assert_close(*slopes)

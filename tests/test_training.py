@@ -122,10 +122,10 @@ def test_a_student_of_weights_and_photographs_is_generated_from(
     ray_cluster, prepared_cats, vgg_file, tiny_weights, tmp_path
 ):
     given = ["--photos", prepared_cats, "--lpips", str(vgg_file), "--weights", str(tiny_weights), "--distil", "3"]
-    budget = ["--steps", "2", "--batch", "4", "--at-once", "2", "--report-every", "1"]
+    budget = ["--steps", "2", "--batch", "4", "--at-once", "2", "--report-every", "1", "--detail", "128"]
     assert command(*given, *budget, "--out", str(tmp_path / "run")) == 0
     history = json.loads((tmp_path / "run/history.json").read_text())
-    assert [entry["photographs"] > 0 for entry in history] == [True, True]
+    assert all(entry["photographs"] > 0 and entry["detail_photographs"] > 0 for entry in history)
     weights = tmp_path / "run/weights.safetensors"
     plan = generate.make_plan(generate.Options(out="", count=4), weights.read_bytes())
     assert (plan.solver, plan.steps) == ("learned", 3)

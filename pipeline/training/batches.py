@@ -116,7 +116,8 @@ def make_noise_batch(
     noise = torch.randn(count, 3, model.height_pixels, model.width_pixels, generator=generator, device=device)
     chance = random.Random(mixed_seed(recipe.seed, step, 0, piece))
     *_, region = window(2 * recipe.detail_pixels, recipe.detail_pixels, chance)
-    return {"noise": noise, "region": region}
+    places = torch.rand(count, 2, generator=generator, device=device)
+    return {"noise": noise, "region": region, "places": places}
 
 
 def augment(clean: Tensor, large: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:

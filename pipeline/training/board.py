@@ -66,7 +66,7 @@ def progress_line(metrics: Mapping[str, float]) -> str:
     """One plain line: where training is, how well and how fast it goes, and how long it will take."""
     terms = "  ".join(
         f"{name} {metrics[name]:.4f}"
-        for name in ("loss", "velocity", "perceptual", "detail", "photographs", "heldout", "seen")
+        for name in ("loss", "velocity", "perceptual", "detail", "photographs", "detail_photographs", "heldout", "seen")
         if name in metrics
     )
     return (

@@ -25,7 +25,7 @@ from models.distillation import Teacher, distillation_loss
 from models.errors import UserError
 from models.losses import TERMS, training_loss
 from models.perceptual import Lpips
-from models.resemblance import Resemblance
+from models.resemblance import Likeness
 from pipeline.training.batches import Pictures, make_batch, make_noise_batch, mixed_seed
 from pipeline.training.keeper import Keeper
 from pipeline.training.recipe import Budget, Recipe, rate_share
@@ -58,14 +58,14 @@ def train(
     work: Path,
     heldout: Tensor | None = None,
     perceptual: Lpips | None = None,
-    resemblance: Resemblance | None = None,
+    likeness: Likeness | None = None,
     rank: int = 0,
     ranks: int = 1,
 ) -> None:
     """Train `state` on until the budget is spent, and tell `outlet` how it goes.
 
     `source` is what there is to learn from: photographs, or a teacher if recipe.distil is not 0, beside which
-    `resemblance` may judge by photographs. These, `state` and `perceptual` are on one device. Checkpoints are made in
+    `likeness` may judge by photographs. These, `state` and `perceptual` are on one device. Checkpoints are made in
     `work` on rank 0, with the loss of the photographs `heldout`, uint8 [N, Y, X, 3], and training goes on meanwhile.
     Raises UserError, on all ranks alike, when the loss is not finite; the checkpoints kept so far stay good.
     """
@@ -91,7 +91,7 @@ def train(
     else:
         make = partial(make_noise_batch, recipe, device)
         pixels = recipe.detail_pixels if recipe.detail else None
-        loss = partial(distillation_loss, model, denoiser, source, pixels=pixels, resemblance=resemblance)
+        loss = partial(distillation_loss, model, denoiser, source, pixels=pixels, likeness=likeness)
     log = Meter(state, recipe, budget, device)
     metrics: dict[str, float] = {}
     keeper = Keeper(recipe, source, heldout, work, outlet.keep) if rank == 0 else None

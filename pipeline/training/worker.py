@@ -26,7 +26,7 @@ from models.resemblance import RECENT
 from pipeline.storage.store import Store
 from pipeline.training.batches import Pictures, spread
 from pipeline.training.board import progress_line
-from pipeline.training.judging import resemblance
+from pipeline.training.judging import likeness
 from pipeline.training.recipe import Recipe, Run
 from pipeline.training.state import DamagedCheckpoint, State, weights_name
 from pipeline.training.trainer import train
@@ -69,13 +69,10 @@ def work(config: Mapping[str, Any]) -> None:
                 if settings.recipe.resemblance:
                     assert settings.photos is not None
                     assert perceptual is not None
-                    judge = resemblance(
-                        settings.photos,
-                        perceptual,
-                        device,
-                        remembered=RECENT // ranks,
-                        memory_bytes=host_bytes(beside),
-                    )
+                    detail = settings.recipe.detail if settings.recipe.detail_resemblance else None
+                    seen = load(settings.photos, heldout=False, detail=detail, memory_bytes=host_bytes(beside))
+                    judge = likeness(seen, perceptual, device, remembered=RECENT // ranks)
+                    del seen
             else:
                 source, heldout = photographs(settings, device, rank, ranks, beside)
         with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +85,7 @@ def work(config: Mapping[str, Any]) -> None:
                 work=Path(folder),
                 heldout=heldout,
                 perceptual=perceptual,
-                resemblance=judge,
+                likeness=judge,
                 rank=rank,
                 ranks=ranks,
             )

@@ -1,10 +1,10 @@
 # make demo: 16 cats with the bundled weights.  make test: every check but the slow ones.  make test-all: those too.
-# make lint: style and types only.
+# make lint: style and types only.  make memcheck: no kernel reads or writes out of bounds (a GPU and CUDA's tools).
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all lint memcheck format clean
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "Python 3.10 or newer is needed: make PYTHON=python3.12")'
@@ -25,6 +25,11 @@ test: lint
 
 test-all: lint
 	$(RUN) -m pytest -m 'slow or not slow'
+
+# The first run compiles the kernels, which the sanitizer would take for ever to watch.
+memcheck: $(VENV)/installed
+	$(RUN) tests/memcheck.py
+	compute-sanitizer --tool memcheck --error-exitcode 1 $(RUN) tests/memcheck.py
 
 format: $(VENV)/installed
 	$(RUN) -m ruff format .

@@ -54,8 +54,9 @@ class Options:
     """Folder (or fsspec URL) that jobs.prepare made: aim at the statistics of these photographs as well as at the
     pictures of many calls. Needs --lpips."""
 
-    teacher_steps: int = 16
-    """Calls of deis, on the schedule early, that make the pictures to learn from."""
+    teacher_steps: int | None = None
+    """Calls of deis, on the schedule early, that make the pictures to learn from. If not given, these are made as
+    jobs.generate makes them of the weights, unless that is by the very number of calls to learn: then by many."""
 
     pairs: int = 2048
     """Pictures to learn from."""
@@ -109,9 +110,7 @@ def main(options: Options) -> None:
     batch = min(options.batch or (usual if options.photos is None else 4 * usual), options.pairs)
     few = first_calls(denoiser, options.calls)
     denoiser.to(device)
-    pairs = make_pairs(
-        denoiser, Sampling(steps=options.teacher_steps), seed=options.seed, count=options.pairs, batch=4 * at_once
-    )
+    pairs = make_pairs(denoiser, teacher(options, data), seed=options.seed, count=options.pairs, batch=4 * at_once)
     judges = Judges(
         lpips,
         # Pictures come again after all pairs; a judge must have forgotten them.
@@ -136,6 +135,14 @@ def main(options: Options) -> None:
     with using(store):
         store.write(name, checkpoint.with_few_calls(data, options.weights, few, default=options.default))
     print(f"{counted(options.calls, 'call')} learned, with the weights they are for: {options.out}")
+
+
+def teacher(options: Options, data: bytes) -> Sampling:
+    """How the pictures to learn from are made of the weights `data`."""
+    if options.teacher_steps is not None:
+        return Sampling(steps=options.teacher_steps)
+    usual = checkpoint.sampling(data, options.weights)
+    return checkpoint.sampling(data, options.weights, many=usual.steps == options.calls)
 
 
 if __name__ == "__main__":

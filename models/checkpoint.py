@@ -24,8 +24,12 @@ from models.sampler import LEARNED, SCHEDULES, SOLVERS, Sampling
 PRETRAINED = Path(__file__).parent / "pretrained" / "cats64.safetensors"
 FORMAT = "splatcats-weights/1"
 PRECISIONS = ("float32", "float16", "int8")
-# A matrix stored as int8 has its scales, one an output channel, beside it under this suffix.
+# With the precision int8 the matrices of the blocks, nearly all there is, are that, and everything else float16. Their
+# scales are beside them under this suffix, one for so many inputs of an output: with one for all, a few large numbers
+# would make the steps of all others as large.
 SCALE_SUFFIX = ".scale"
+BLOCKS = "backbone.blocks."
+GROUP = 32
 # What was learned of few calls is stored under this prefix, in float32.
 FEW_CALLS = "few_calls."
 
@@ -36,10 +40,10 @@ def dump(state: dict[str, Tensor], config: DenoiserConfig, *, precision: str, ab
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu().float().contiguous()
-        if precision == "int8" and tensor.ndim == 2 and name.endswith(".weight"):  # not the few offsets of blocks
+        if precision == "int8" and name.startswith(BLOCKS) and name.endswith(".weight"):  # not the few offsets
             tensors[name], tensors[name + SCALE_SUFFIX] = quantise(tensor)
         else:
-            tensors[name] = tensor.half() if precision == "float16" else tensor
+            tensors[name] = tensor if precision == "float32" else tensor.half()
     header = {"format": FORMAT, "config": json.dumps(asdict(config)), "about": json.dumps(about)}
     return with_sorted_metadata(save_tensors(tensors, metadata=header))
 
@@ -55,9 +59,18 @@ def with_sorted_metadata(data: bytes) -> bytes:
 
 
 def quantise(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a matrix [out, in] to int8 with one scale an output channel [out]: matrix = int8 * scale."""
-    scale = matrix.abs().amax(dim=1).clamp(min=1e-12) / 127.0
-    return (matrix / scale[:, None]).round().to(torch.int8), scale
+    """Round a matrix [out, in] to int8 with scales [out, groups], float16: a group's numbers are int8 * scale."""
+    rows, columns = matrix.shape
+    grouped = matrix.view(rows, columns // GROUP if columns % GROUP == 0 else 1, -1)
+    scale = (grouped.abs().amax(dim=2) / 127.0).clamp(min=1e-7).half()
+    levels = (grouped / scale.float()[:, :, None]).round().clamp(-127.0, 127.0)
+    return levels.to(torch.int8).view(rows, columns), scale
+
+
+def restore(levels: Tensor, scale: Tensor) -> Tensor:
+    """The matrix that `quantise` made these of, rounded; older files have one scale [out] for each output."""
+    grouped = levels.float().view(len(levels), scale[0].numel(), -1)
+    return (grouped * scale.float().view(len(levels), -1, 1)).view(levels.shape)
 
 
 def parse(data: bytes, name: str) -> Denoiser:
@@ -69,7 +82,7 @@ def parse(data: bytes, name: str) -> Denoiser:
         named = {key: tensors.pop(key) for key in list(tensors) if key.startswith(FEW_CALLS)}
         few = few_calls.parse({key.removeprefix(FEW_CALLS): named[key] for key in named}, config.width)
         state = {
-            key: tensor.float() * tensors[key + SCALE_SUFFIX][:, None] if tensor.dtype == torch.int8 else tensor.float()
+            key: restore(tensor, tensors[key + SCALE_SUFFIX]) if tensor.dtype == torch.int8 else tensor.float()
             for key, tensor in tensors.items()
             if not key.endswith(SCALE_SUFFIX)
         }

@@ -26,10 +26,11 @@ test: lint
 test-all: lint
 	$(RUN) -m pytest -m 'slow or not slow'
 
-# The first run compiles the kernels, which the sanitizer would take for ever to watch.
+# The first run compiles the kernels, which the sanitizer would take for ever to watch. It sees the end of a tensor only
+# where each has memory of its own.
 memcheck: $(VENV)/installed
 	$(RUN) tests/memcheck.py
-	compute-sanitizer --tool memcheck --error-exitcode 1 $(RUN) tests/memcheck.py
+	PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 1 $(RUN) tests/memcheck.py
 
 format: $(VENV)/installed
 	$(RUN) -m ruff format .

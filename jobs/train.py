@@ -9,7 +9,8 @@ The same command continues a run that was stopped. OUT/weights.safetensors is wh
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 from jobs.cli import check_numbers, run
@@ -26,6 +27,7 @@ from pipeline.training import distributed
 from pipeline.training.recipe import Budget, Recipe, Run
 from pipeline.training.training_set import check
 
+LEAST_DETAIL = 128  # px
 # Peak learning rate, steps of warm-up, and steps between lines of progress, by which the learning rate falls.
 TRAINING, DISTILLING = (Recipe.learning_rate, Recipe.warmup, Budget.report_every), (4e-5, 40, 10)
 
@@ -83,7 +85,8 @@ class Options:
     """Attention heads; the width must be a multiple of 4 times this."""
 
     detail: int = Recipe.detail
-    """Photographs at least this wide supervise at high resolution too; 0 turns that off."""
+    """Photographs at least this wide supervise at high resolution too, and with --distil show students what detail is
+    like; 0 turns that off."""
 
     seed: int = Recipe.seed
     """Seed of weights, batches and noise."""
@@ -104,7 +107,7 @@ class Options:
     dropout: float = Recipe.dropout
     """Share of the hidden layers that each step leaves out, against learning by heart."""
 
-    objective: Objective = field(default_factory=Objective)
+    objective: Objective = field(default_factory=partial(Objective, detail_photographs=0.03))
     """Weights and schedules of the loss."""
 
     report_every: int | None = None
@@ -138,8 +141,8 @@ class Options:
             raise UserError(f"--batch {self.batch} is not a multiple of --workers {self.workers}")
         if self.width % (4 * self.heads):
             raise UserError(f"--width {self.width} is not a multiple of 4 times --heads {self.heads}")
-        if self.detail < 0 or 0 < self.detail < 128:
-            raise UserError(f"--detail {self.detail}: give 0 for none, or at least 128")
+        if self.detail < 0 or 0 < self.detail < LEAST_DETAIL:
+            raise UserError(f"--detail {self.detail}: give 0 for none, or at least {LEAST_DETAIL}")
         self.model()
 
     def model(self) -> DenoiserConfig:
@@ -149,8 +152,9 @@ class Options:
 
 def main(options: Options) -> None:
     """Check what can be checked here, then train on the cluster."""
-    if options.photos is not None and options.detail and not detailed(options):
-        print(f"no photograph is kept at {options.detail} px: learning at the model's size alone; give --detail")
+    if options.photos is not None and options.detail > (side := largest(options.photos)):
+        remedy = f"; --detail {side} takes the largest" if side >= LEAST_DETAIL else ""
+        print(f"no photograph has --detail {options.detail} px: learning from them at the model's size alone{remedy}")
     if options.lpips is None:
         print("no --lpips file: training without the perceptual term; pictures will be softer")
     else:
@@ -169,10 +173,9 @@ def main(options: Options) -> None:
     print(f"trained {last['step']:,.0f} steps in {last['minutes']:.1f} minutes: {options.out}/weights.safetensors")
 
 
-def detailed(options: Options) -> bool:
-    """Whether there are photographs of --detail pixels."""
-    assert options.photos is not None
-    return 0 < options.detail <= max(map(int, check(options.photos)[2]["sides"]), default=0)
+def largest(photos: str) -> int:
+    """The side of the largest photographs of a prepared set, in pixels."""
+    return max(map(int, check(photos)[2]["sides"]), default=0)
 
 
 def pictures(options: Options, *, gpus: bool) -> tuple[int, int]:
@@ -189,7 +192,10 @@ def make_run(options: Options, model: DenoiserConfig, start: str | None, weights
     """The run that the options ask for, on GPUs or not, from `weights` with the fingerprint `start`."""
     batch, pieces = pictures(options, gpus=gpus)
     usual = DISTILLING if options.distil else TRAINING
-    judged = bool(options.distil and options.photos and options.objective.photographs)
+    objective = options.objective
+    judged = bool(options.distil and options.photos and objective.photographs)
+    if not (judged and options.photos and 0 < options.detail <= largest(options.photos)):
+        objective = replace(objective, detail_photographs=0.0)
     recipe = Recipe(
         model=model,
         batch=batch,
@@ -201,10 +207,9 @@ def make_run(options: Options, model: DenoiserConfig, start: str | None, weights
         augment=0.0 if options.distil else options.augment,
         distil=options.distil,
         resemblance=judged,
-        detail_resemblance=judged and bool(options.objective.detail_photographs) and detailed(options),
         dropout=options.dropout,
         start=start,
-        objective=options.objective,
+        objective=objective,
         detail=options.detail,
         lpips=options.lpips is not None,
         seed=options.seed,

@@ -55,8 +55,8 @@ class Options:
     pictures of many calls. Needs --lpips."""
 
     teacher_steps: int | None = None
-    """Calls of deis, on the schedule early, that make the pictures to learn from. If not given, these are made as
-    jobs.generate makes them of the weights, unless that is by the very number of calls to learn: then by many."""
+    """Calls of deis, on the schedule early, that make the pictures to learn from. If not given, these are made by as
+    many calls as the weights were trained for: of a student by its few, unless so many are learned without --photos."""
 
     pairs: int = 2048
     """Pictures to learn from."""
@@ -141,8 +141,9 @@ def teacher(options: Options, data: bytes) -> Sampling:
     """How the pictures to learn from are made of the weights `data`."""
     if options.teacher_steps is not None:
         return Sampling(steps=options.teacher_steps)
-    usual = checkpoint.sampling(data, options.weights)
-    return checkpoint.sampling(data, options.weights, many=usual.steps == options.calls)
+    few = checkpoint.distilled(data, options.weights)
+    of_few = few > 0 and (few != options.calls or options.photos is not None)
+    return checkpoint.sampling(data, options.weights, many=not of_few)
 
 
 if __name__ == "__main__":

@@ -157,6 +157,15 @@ def sampling(data: bytes, name: str, *, many: bool = False) -> Sampling:
     return said
 
 
+def distilled(data: bytes, name: str) -> int:
+    """The calls that serialised weights were distilled for; 0 for weights of no student. Raises UserError."""
+    try:
+        calls = json.loads(read_header(data, name)["about"]).get("recipe", {}).get("distil", 0)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"weights {name} cannot be read: {error}; give a file made by jobs.train") from None
+    return calls if type(calls) is int else 0
+
+
 def read(url: str | Path) -> bytes:
     """The bytes of a weights file at a path or fsspec URL. Raises UserError when it cannot be read."""
     try:

@@ -38,8 +38,8 @@ class Objective:
     detail: float = 1.0  # weight of a detailed picture's high-resolution terms beside its 64 px terms
     detail_perceptual_share: float = 0.3  # part of the detailed pictures whose LPIPS is taken at high resolution
     depth: float = 0.005  # weight of the mean square of the depths: where they differ much, patch borders show
-    photographs: float = 1.0  # weight of how unlike photographs a student's pictures are, where it learns from them
-    detail_photographs: float = 0.03  # weight of how unlike they are in windows at high resolution
+    photographs: float = 1.0  # weight of how unlike photographs a student's pictures are; 0: it learns from none
+    detail_photographs: float = 0.0  # weight of how unlike they are in windows at high resolution
 
     def __post_init__(self) -> None:
         if not all(math.isfinite(value) for value in vars(self).values()):

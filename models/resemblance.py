@@ -1,11 +1,11 @@
 """How far the statistics of generated pictures are from those of photographs, as something to learn from.
 
-At the model's resolution pictures are compared whole; drawn larger, in windows cut at random, each with about as many
-pixels: so detail is learned that no photograph at the model's resolution could show.
+At the model's resolution pictures are compared whole; drawn larger, in windows cut at random, each with as many pixels:
+so detail is learned that no photograph at the model's resolution could show.
 
 Of a picture these are means and deviations of its three colours and of every channel of VGG16's five stages, which look
-at it in its own size and enlarged; of the colours and the two deepest stages it is a mean for each quarter of the
-picture. They are taken along the photographs' foremost principal components, divided by the square root of each one's
+at it in its own size and enlarged; of the colours and the two deepest stages of whole pictures it is a mean for each
+quarter. They are taken along the photographs' foremost principal components, divided by the square root of each one's
 deviation: half-way to whitening, under which what hardly differs among photographs would count as much as anything.
 
 Sets of pictures are compared by their maximum mean discrepancy (Gretton et al., "A kernel two-sample test", 2012) with
@@ -27,7 +27,7 @@ from torch import Tensor
 from models.vgg import Vgg16
 
 COMPONENTS = 768  # at most
-# At least so many photographs for each component, or there are fewer components: of too few, they tell of these alone.
+# At least so many photographs, or windows, for each component, or there are fewer: they would tell of these alone.
 PHOTOGRAPHS_EACH = 4
 # So many photographs are enough for one component, and as many to measure along it.
 FEWEST = 2 * PHOTOGRAPHS_EACH
@@ -141,14 +141,14 @@ def cut(pictures: Tensor, places: Tensor, height: int, width: int) -> Tensor:
 
     Every window is as likely as any other.
     """
-    for dim, size, place in ((2, height, places[:, 0]), (3, width, places[:, 1])):
-        first = (place * (pictures.shape[dim] - size + 1)).long()
-        index = first[:, None] + torch.arange(size, device=pictures.device)
-        shape = [len(pictures), *pictures.shape[1:]]
-        shape[dim] = size
-        index = index.view(-1, 1, *((size, 1) if dim == 2 else (1, size))).expand(shape)
-        pictures = pictures.gather(dim, index)
-    return pictures
+    (num_rows, num_columns), channels = pictures.shape[2:], pictures.shape[1]
+
+    def along(size: int, whole: int, place: Tensor) -> Tensor:
+        return (place * (whole - size + 1)).long()[:, None] + torch.arange(size, device=pictures.device)
+
+    rows = along(height, num_rows, places[:, 0])[:, None, :, None].expand(-1, channels, -1, num_columns)
+    columns = along(width, num_columns, places[:, 1])[:, None, None, :].expand(-1, channels, height, -1)
+    return pictures.gather(2, rows).gather(3, columns)
 
 
 def _deviations(maps: Tensor) -> Tensor:

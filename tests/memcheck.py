@@ -5,11 +5,13 @@ What the kernels compute is compared with references by the tests; here only whe
 
 from __future__ import annotations
 
+import sys
+
 import torch
 
 from models.denoiser import Denoiser, DenoiserConfig
 from models.kernels import KERNELS
-from models.rasterize import WHOLE, Region, rasterize
+from models.rasterize import VIEWS, WHOLE, Region, rasterize
 from models.sampler import Sampling, noise, sample
 from models.splats import random_field
 
@@ -22,13 +24,23 @@ def field(*shape: int) -> torch.Tensor:
     return random_field(torch.Generator().manual_seed(3), *shape).cuda()
 
 
-def draw(splats: torch.Tensor, height: int, width: int, kernel: str = "wavelet", region: Region = WHOLE) -> None:
+def draw(
+    splats: torch.Tensor,
+    height: int,
+    width: int,
+    kernel: str = "wavelet",
+    region: Region = WHOLE,
+    neighbourhood: int = 3,
+) -> None:
     """Draw, and take gradients."""
-    rasterize(splats.requires_grad_(), height, width, kernel=kernel, region=region).sum().backward()
+    image = rasterize(splats.requires_grad_(), height, width, kernel=kernel, region=region, neighbourhood=neighbourhood)
+    image.sum().backward()
 
 
 def main() -> None:
     """Launch the rasterizer, forward and backward, and the kernels of the transformer's blocks."""
+    if not torch.cuda.is_available():
+        sys.exit("make memcheck needs a GPU that PyTorch sees")
     for kernel in KERNELS:
         draw(field(1, 2, 3, 16), 63, 65, kernel)
     for splats in SPLATS:
@@ -38,10 +50,14 @@ def main() -> None:
     for batch in BATCHES:
         draw(field(batch, 2, 2, 4), 9, 11)
     draw(field(2, 3, 5, 16), 40, 50, region=(0.1, 0.2, 0.77, 0.9))
+    draw(field(2, 3, 5, 16), 63, 65, neighbourhood=1)
+    draw(field(1, 2, 2, 16), 301, 299)  # patches large enough for the backward pass's larger tiles
     with torch.inference_mode():
         for dtype in (torch.uint8, torch.float16):
-            for height, width in SIZES[:3]:
+            for height, width in (*SIZES[:3], (65, 131)):
                 rasterize(field(3, 8, 8, 16), height, width, dtype=dtype)
+        for view in VIEWS:
+            rasterize(field(2, 2, 3, 16), 33, 47, view=view)
     model = Denoiser(DenoiserConfig(blocks=2)).cuda().eval()
     how = Sampling(steps=2)
     for batch in (1, 5, 64):

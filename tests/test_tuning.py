@@ -85,12 +85,15 @@ def test_weights_carry_what_was_learned_and_are_sampled_by_it(tiny_weights: Path
     with pytest.raises(UserError, match="--schedule early: the solver learned has times of its own"):
         planned(schedule="early", solver="learned")
 
-    def taught(calls: int, **chosen) -> Sampling:
+    def taught(data: bytes, calls: int, **chosen) -> Sampling:
         return tune.teacher(tune.Options(out="x.safetensors", calls=calls, minutes=1, device="cpu", **chosen), data)
 
-    assert taught(2) == Sampling("learned", "learned", 3)
-    assert taught(3) == Sampling()
-    assert taught(2, teacher_steps=8) == Sampling(steps=8)
+    student = checkpoint.dump(after.state_dict(), after.config, precision="float32", about={"recipe": {"distil": 3}})
+    student = checkpoint.with_few_calls(student, "student", after.few_calls[3], default=True)
+    own = Sampling("learned", "learned", 3)
+    assert taught(data, 2) == taught(data, 3) == taught(student, 3) == Sampling()
+    assert taught(student, 2) == taught(student, 3, photos="prepared", lpips="vgg") == own
+    assert taught(student, 2, teacher_steps=8) == Sampling(steps=8)
 
     z = noise(0, range(2), *after.size)
     assert not torch.equal(sample(after, z, steps=3, **LEARNED), sample(after, z, **asdict(Sampling(steps=3))))

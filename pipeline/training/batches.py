@@ -76,7 +76,12 @@ class Pictures:
 
 def spread(pictures: Tensor, count: int) -> Tensor:
     """At most `count` of the pictures, evenly over all: they come in the order of their sources."""
-    return pictures[torch.linspace(0, len(pictures) - 1, min(count, len(pictures)), dtype=torch.float64).long()]
+    return pictures[evenly(len(pictures), count)]
+
+
+def evenly(count: int, most: int) -> Tensor:
+    """At most so many of the numbers from 0 to below `count`, evenly over all."""
+    return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).long()
 
 
 def as_image(pictures: Tensor) -> Tensor:

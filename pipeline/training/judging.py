@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,11 +14,11 @@ from models.perceptual import Lpips
 from models.resemblance import FEWEST, RECENT, Likeness, Resemblance, cut
 from pipeline.execution.progress import Ticker
 from pipeline.photographs.photo import SIDE_MIN
-from pipeline.training.batches import as_image, spread
+from pipeline.training.batches import as_image, evenly
 from pipeline.training.training_set import TrainingSet
 
 # At most so many photographs stand for all, seen so many times as large as they are: what takes a GPU seconds, and two
-# CPU cores a minute or two.
+# CPU cores a minute or two, and again for windows.
 PHOTOGRAPHS = {"cpu": 2000, "cuda": 20_000}
 ENLARGED = {"cpu": (1,), "cuda": (1, 2)}
 WINDOWS = 4  # of a large photograph, at most
@@ -30,18 +30,12 @@ def likeness(
 ) -> Likeness:
     """What judges by photographs in the eyes of the VGG16 within `lpips`: by all as a whole, by large ones in windows.
 
-    It remembers so many generated pictures. Raises UserError where there are too few photographs; of large ones there
-    may be none.
+    Without windows where too few are large. It remembers so many generated pictures. Raises UserError where there are
+    too few photographs.
     """
-    small, large = photographs.small, photographs.large
-    options: dict[str, Any] = {"device": device, "remembered": remembered}
-    whole = resemblance(small, lpips, **options)
-    if not len(large):
-        return Likeness(whole)
-    most = PHOTOGRAPHS[torch.device(device).type]
-    each = max(1, min(WINDOWS, most // len(large)))
-    windows = resemblance(large, lpips, windows=each, **options)
-    return Likeness(whole, windows, large.shape[1])
+    judge = partial(resemblance, lpips=lpips, device=device, remembered=remembered)
+    whole, large = judge(photographs.small), photographs.large
+    return Likeness(whole, judge(large, windows=True), large.shape[1]) if len(large) >= FEWEST else Likeness(whole)
 
 
 def resemblance(
@@ -49,28 +43,28 @@ def resemblance(
     lpips: Lpips,
     *,
     device: torch.device | str,
-    windows: int | None = None,
+    windows: bool = False,
     remembered: int = RECENT,
 ) -> Resemblance:
-    """What judges by photographs, uint8 [N, Y, X, 3], or by so many windows of each, as large as the smallest are."""
+    """What judges by photographs, uint8 [N, Y, X, 3], or by windows of them, of the size of the model's pictures."""
     kind = torch.device(device).type
-    side = photographs.shape[1]
     if len(photographs) < FEWEST:
-        remedy = "; --objective.detail-photographs 0 leaves them out" if windows else ""
         raise UserError(
-            f"{len(photographs)} photographs of {side} px to train on: their statistics need {FEWEST} or more{remedy}"
+            f"there are {len(photographs)} photographs to train on; their statistics need {FEWEST} or more: "
+            "prepare more of them"
         )
-    chosen = spread(torch.from_numpy(photographs), PHOTOGRAPHS[kind])
+    chosen = evenly(len(photographs), PHOTOGRAPHS[kind]).numpy()
+    each = min(WINDOWS, PHOTOGRAPHS[kind] // len(chosen)) if windows else 1
     generator = torch.Generator().manual_seed(0)
-    name = "photographs looked at" + (" closely" if windows else "")
 
     def batches() -> Iterator[Tensor]:
-        ticker = Ticker(name, len(chosen))
+        ticker = Ticker("photographs looked at" + (" closely" if windows else ""), len(chosen))
         for first in range(0, len(chosen), AT_ONCE):
-            some = as_image(chosen[first : first + AT_ONCE].to(device))
-            for _ in range(windows or 1):
+            # Of a set in files no more than these are in memory.
+            some = as_image(torch.from_numpy(photographs[chosen[first : first + AT_ONCE]]).to(device))
+            for _ in range(each):
                 places = torch.rand(len(some), 2, generator=generator).to(device)
                 yield cut(some, places, SIDE_MIN, SIDE_MIN) if windows else some
             ticker.step(min(first + AT_ONCE, len(chosen)))
 
-    return Resemblance(lpips.trunk, batches(), enlarged=ENLARGED[kind], quarters=windows is None, remembered=remembered)
+    return Resemblance(lpips.trunk, batches(), enlarged=ENLARGED[kind], quarters=not windows, remembered=remembered)

@@ -31,7 +31,6 @@ class Recipe:
     pieces: int = 1  # a rank's pictures of a step are seen in so many pieces, one after the other, to save memory
     distil: int = 0  # calls of a student to distil from the weights to start from; 0: train on photographs
     resemblance: bool = False  # whether photographs' statistics are what a student learns from as well
-    detail_resemblance: bool = False  # and those of photographs of at least `detail`, in windows
     start: str | None = None  # fingerprint of the weights that training started from
     detail: int = 256  # photographs of at least this side supervise at high resolution too; 0 for none
     detail_pixels: int = 128  # side at which splats are drawn against high-resolution photographs

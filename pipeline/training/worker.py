@@ -69,9 +69,12 @@ def work(config: Mapping[str, Any]) -> None:
                 if settings.recipe.resemblance:
                     assert settings.photos is not None
                     assert perceptual is not None
-                    detail = settings.recipe.detail if settings.recipe.detail_resemblance else None
+                    detail = settings.recipe.detail if settings.recipe.objective.detail_photographs else None
                     seen = load(settings.photos, heldout=False, detail=detail, memory_bytes=host_bytes(beside))
                     judge = likeness(seen, perceptual, device, remembered=RECENT // ranks)
+                    if detail and judge.windows is None and rank == 0:
+                        few = f"{len(seen.large)} photographs of {detail} px to train on are too few to show detail"
+                        board.post.remote(f"{few}: learning from photographs at the model's size alone")
                     del seen
             else:
                 source, heldout = photographs(settings, device, rank, ranks, beside)

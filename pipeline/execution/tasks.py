@@ -13,6 +13,7 @@ from ray import ObjectRef
 
 from models.errors import UserError, one_line
 from pipeline.execution.cluster import Cluster
+from pipeline.execution.memory import keep_freed
 
 MAX_RETRIES = 2
 GRACE_SECONDS = 0.3
@@ -91,6 +92,7 @@ def abandon(refs: Iterable[ObjectRef]) -> None:
 
 @ray.remote
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
+    keep_freed()
     torch.set_num_threads(1)
     with torch.inference_mode():
         return function(*arguments)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -109,7 +111,8 @@ def with_few_calls(data: bytes, name: str, learned: FewCalls, *, default: bool) 
     header, tensors = read_header(data, name), load_tensors(data)
     tensors |= {FEW_CALLS + key: tensor.contiguous() for key, tensor in few_calls.named(learned).items()}
     if default:
-        header["about"] = json.dumps(json.loads(header["about"]) | {"calls": len(learned)})
+        with _as_user_error(name):
+            header["about"] = json.dumps(json.loads(header["about"]) | {"calls": len(learned)})
     return with_sorted_metadata(save_tensors(tensors, metadata=header))
 
 
@@ -143,15 +146,13 @@ def sampling(data: bytes, name: str, *, many: bool = False) -> Sampling:
 
     `many`: as they were trained to be, whatever was learned of few calls.
     """
-    try:
+    with _as_user_error(name):
         about = json.loads(read_header(data, name)["about"])
         said = Sampling(**about.get("sampling", {}))
         check_name("solver", said.solver, SOLVERS)
         check_name("schedule", said.schedule, SCHEDULES)
         if "calls" in about and not many:
             said = Sampling(LEARNED, LEARNED, about["calls"])
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"weights {name} cannot be read: {error}; give a file made by jobs.train") from None
     if type(said.steps) is not int or said.steps < 1:
         raise UserError(f"weights {name} ask for {said.steps!r} calls; give a file made by jobs.train, or --steps")
     return said
@@ -159,11 +160,18 @@ def sampling(data: bytes, name: str, *, many: bool = False) -> Sampling:
 
 def distilled(data: bytes, name: str) -> int:
     """The calls that serialised weights were distilled for; 0 for weights of no student. Raises UserError."""
-    try:
+    with _as_user_error(name):
         calls = json.loads(read_header(data, name)["about"]).get("recipe", {}).get("distil", 0)
+    return calls if type(calls) is int else 0
+
+
+@contextlib.contextmanager
+def _as_user_error(name: str) -> Iterator[None]:
+    """Within the block what a header lacks, or says in another form, is a UserError."""
+    try:
+        yield
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"weights {name} cannot be read: {error}; give a file made by jobs.train") from None
-    return calls if type(calls) is int else 0
 
 
 def read(url: str | Path) -> bytes:

@@ -236,15 +236,15 @@ def slerp(a: Tensor, b: Tensor, way: Tensor) -> Tensor:
     return (torch.sin((1.0 - way) * angle) * a + torch.sin(way * angle) * b) / torch.sin(angle)
 
 
-def noise(seed: int, indices: Sequence[int], height: int, width: int) -> Tensor:
-    """Standard normal noise [B, 3, height, width] on the CPU, picture i a function of (seed, i) alone.
+def noise(seed: int, indices: Sequence[int], height: int, width: int, out: Tensor | None = None) -> Tensor:
+    """Standard normal noise [B, 3, height, width] on the CPU, `out` if given, picture i a function of (seed, i) alone.
 
     The counter-based generator Philox (Salmon et al., 2011) is keyed by the pair, so no picture's noise depends on
     how pictures are batched, sharded or ordered.
     """
-    shape = (3, height, width)
-    drawn = np.empty((len(indices), *shape), dtype=np.float32)
-    for row, index in enumerate(indices):
+    if out is None:
+        out = torch.empty(len(indices), 3, height, width)
+    for index, picture in zip(indices, out.numpy(), strict=True):
         key = np.array([seed, index], dtype=np.uint64)
-        np.random.Generator(np.random.Philox(key=key)).standard_normal(dtype=np.float32, out=drawn[row])
-    return torch.from_numpy(drawn)
+        np.random.Generator(np.random.Philox(key=key)).standard_normal(dtype=np.float32, out=picture)
+    return out

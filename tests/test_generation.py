@@ -26,7 +26,7 @@ from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan_file import PLAN_FILE
 from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.execution.production import produce
-from pipeline.generation.sampling import generate_shard
+from pipeline.generation.sampling import ShardSampler
 from pipeline.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -87,11 +87,11 @@ def test_a_shard_is_a_pure_function_of_plan_weights_and_number(clean, tiny_weigh
     denoiser = checkpoint.load(tiny_weights)
     plan = SplatDataset.open(str(clean)).plan
     torch.manual_seed(1)
-    first = generate_shard(denoiser, plan, plan.shard(5))
+    first = ShardSampler(denoiser, plan)(plan.shard(5))
     torch.manual_seed(2)
-    assert generate_shard(denoiser, plan, plan.shard(5)) == first
+    assert ShardSampler(denoiser, plan)(plan.shard(5)) == first
     assert first == pq.read_table(clean / "data/shard-00005.parquet")
-    other = generate_shard(denoiser, dataclasses.replace(plan, seed=8), plan.shard(5))
+    other = ShardSampler(denoiser, dataclasses.replace(plan, seed=8))(plan.shard(5))
     assert other.column("splats") != first.column("splats")
 
 

@@ -1,15 +1,18 @@
 """One shard of noise to one shard of splats, without Ray."""
 
-import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 import pytest
 import torch
-from conftest import make_weights
+from conftest import make_lively, make_weights
 
 from models import checkpoint
 from models.denoiser import DenoiserConfig
-from pipeline.generation.sampling import generate_shard, plan_for
+from models.recorded import RecordedSample
+from models.sampler import Sampling, noise, sample
+from models.tuning import written_out
+from pipeline.generation.sampling import ShardSampler, plan_for
 
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 
@@ -22,15 +25,26 @@ def test_shards_in_hand_at_once_are_the_shards_one_after_the_other(device):
         weights, "of the test", count=52, shard_size=10, seed=3, solver="deis", schedule="early", steps=3,
         batch_size=4, threads=1,
     )  # fmt: skip
-    denoiser = checkpoint.parse(weights, "of the test").to(device)
-    shards, turn = list(plan.shards()), threading.Lock()
+    sampler = ShardSampler(checkpoint.parse(weights, "of the test").to(device), plan)
+    shards = list(plan.shards())
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        one_by_one = [generate_shard(denoiser, plan, shard) for shard in shards]
+        one_by_one = [sampler(shard) for shard in shards]
     finally:
         torch.set_num_threads(before)
     with ThreadPoolExecutor(3, initializer=torch.set_num_threads, initargs=(1,)) as hands:
-        at_once = list(hands.map(lambda shard: generate_shard(denoiser, plan, shard, turn), shards))
+        at_once = list(hands.map(sampler, shards))
     assert [table.num_rows for table in at_once] == [10, 10, 10, 10, 10, 2]
     assert at_once == one_by_one
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_recorded_rollout_makes_what_a_rollout_makes_of_every_noise():
+    denoiser = make_lively(DenoiserConfig(width=64, blocks=2, heads=2)).cuda()
+    denoiser.few_calls = {3: written_out(Sampling(steps=3), 64)}
+    for how in (Sampling(steps=3), Sampling("learned", "learned", 3)):
+        recorded = RecordedSample(denoiser, how, 4)
+        for seed in (1, 2):
+            start = noise(seed, range(4), *denoiser.size)
+            assert torch.equal(recorded(start.pin_memory()), sample(denoiser, start.cuda(), **asdict(how)))

@@ -17,6 +17,7 @@ from models import sampler
 from models.losses import Objective, training_loss
 from models.perceptual import Lpips, random_weights
 from models.rasterize import rasterize, to_uint8
+from models.recorded import RecordedSample
 from models.sampler import LEARNED, SOLVERS
 from models.vgg import STAGES, Vgg16
 from pipeline.benchmark.baseline import EagerDenoiser, eager_draw
@@ -30,6 +31,7 @@ from pipeline.training.training_set import TrainingSet
 
 # Side in pixels: pictures at once, on a GPU and on a CPU.
 SIZES = {64: (4096, 8), 128: (1024, 2), 256: (256, 1), 512: (64, 1), 1024: (16, 1), 2048: (4, 1), 4096: (1, 1)}
+RECORDED = (1, 64, 512, 2048)  # pictures at once
 BACKWARD_SIZES = (64, 128, 256, 1024)
 # Pixels of one call of the baseline: it holds a dozen tensors of 144 numbers a pixel.
 BASELINE_PIXELS = {"cuda": 1 << 20, "cpu": 1 << 16}
@@ -239,3 +241,11 @@ def rollout(bench: Bench) -> None:
             batch,
             partial(sampler.sample, bench.denoiser, noise, steps=calls, solver=LEARNED, schedule=LEARNED),
         )
+        for some in RECORDED if bench.cuda else ():
+            recorded = RecordedSample(bench.denoiser, sampler.Sampling(LEARNED, LEARNED, calls), some)
+            bench.measure(
+                f"rollout {LEARNED}, {calls} calls, batch {some}, recorded",
+                "pictures",
+                some,
+                partial(recorded, noise[:some]),
+            )

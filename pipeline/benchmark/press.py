@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from models import checkpoint
+from models.sampler import Sampling
 from pipeline.benchmark.bench import Bench, Row
 from pipeline.benchmark.storage import bulk_plan, drawn_plan, folder
 from pipeline.datasets import plan_file
@@ -202,7 +203,7 @@ def _stored(bench: Bench, place: str, count: int) -> SplatDataset:
     """A dataset of so many splat fields: a few cats, again and again."""
     size = min(count, 1024)
     weights = checkpoint.read(checkpoint.PRETRAINED)
-    plan = bulk_plan(weights, count=-(-count // size) * size, size=size, batch=size, steps=4)
+    plan = bulk_plan(weights, Sampling(steps=4), count=-(-count // size) * size, size=size, batch=size)
     store = Store(f"{place}/splats")
     plan_file.claim(store, plan)
     fields = bench.fields(size).cpu().numpy()

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from models import checkpoint
 from models.denoiser import DenoiserConfig
 from models.perceptual import random_weights
+from models.sampler import Sampling
 from pipeline.benchmark.storage import bulk_plan, drawn_plan
 from pipeline.datasets.records import Record, committed
 from pipeline.datasets.splat_dataset import SplatDataset
@@ -123,7 +124,7 @@ class Bench:
         out = str(self.folder / "splats")
         weights = self.extent.weights.read_bytes()
         count = self.drawn * self.largest
-        plan = bulk_plan(weights, count=count, size=max(1, count // 64), batch=self.extent.batch, steps=4)
+        plan = bulk_plan(weights, Sampling(steps=4), count=count, size=max(1, count // 64), batch=self.extent.batch)
         generator.generate(plan, weights, Store(out), device=self.device)
         return SplatDataset.open(out)
 
@@ -156,7 +157,9 @@ def generate(bench: Bench, cluster: Cluster, units: int, times: int) -> Run:
     extent = bench.extent
     weights, store = extent.weights.read_bytes(), Store(bench.new_folder())
     count = bench.generated * times
-    plan = bulk_plan(weights, count=count, size=extent.generated_shard, batch=extent.batch, steps=extent.calls)
+    plan = bulk_plan(
+        weights, Sampling(steps=extent.calls), count=count, size=extent.generated_shard, batch=extent.batch
+    )
     begun = time.monotonic()
     generator.generate(plan, weights, store, workers=bench.workers(units, 1.0), device=bench.device)
     return Run(count, steady_rate(committed(store), bench.generating(units)), time.monotonic() - begun)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import numpy as np
 import torch
 
 from models import checkpoint
 from models.rasterize import rasterize, to_uint8
+from models.sampler import LEARNED, Sampling
 from pipeline.benchmark.baseline import eager_draw
 from pipeline.benchmark.bench import ROLLOUT, Bench, Row
 from pipeline.datasets import plan_file
@@ -22,7 +24,7 @@ from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan import GenerationPlan, RenderPlan
 from pipeline.datasets.splat_dataset import SplatDataset, write_table
 from pipeline.execution.threads import ordered
-from pipeline.generation.sampling import HANDS, generate_shard, plan_for
+from pipeline.generation.sampling import HANDS, ShardSampler, plan_for
 from pipeline.rendering.encoders import ENCODINGS, Picture, encode_jpeg
 from pipeline.storage.store import Store
 
@@ -31,30 +33,43 @@ SIDE = 512
 
 def generate(bench: Bench) -> None:
     """Noise to committed Parquet files, by as many threads as an actor of bulk generation has hands."""
-    batch, steps = ROLLOUT[bench.device]
+    for sampling in (Sampling(steps=ROLLOUT[bench.device][1]), *learned(bench)):
+        _generate(bench, sampling)
+
+
+def learned(bench: Bench) -> list[Sampling]:
+    """How the weights are sampled by the few calls that they learned."""
+    return [Sampling(LEARNED, LEARNED, calls) for calls in sorted(bench.denoiser.few_calls)]
+
+
+def _generate(bench: Bench, sampling: Sampling) -> None:
+    batch = ROLLOUT[bench.device][0]
     size, shards = (4096, 24) if bench.cuda else (4, 3)
+    hands = HANDS[bench.device]
     weights = checkpoint.read(checkpoint.PRETRAINED)
-    plan = bulk_plan(weights, count=size * (shards + 1), size=size, batch=batch, steps=steps)
-    denoiser, turn = checkpoint.load(checkpoint.PRETRAINED).to(bench.device), threading.Lock()
-    with folder() as place:
+    plan = bulk_plan(weights, sampling, count=size * (shards + hands), size=size, batch=batch)
+    sampler = ShardSampler(checkpoint.load(checkpoint.PRETRAINED).to(bench.device), plan)
+    with (
+        folder() as place,
+        ThreadPoolExecutor(hands, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
         store = Store(place)
 
         def work(number: int) -> None:
             shard = plan.shard(number)
-            table = generate_shard(denoiser, plan, shard, turn)
+            table = sampler(shard)
             with store.create(plan.data(shard)) as output:
                 write_table(table, output.file)
 
-        work(shards)  # warms up
+        deque(pool.map(work, range(shards, shards + hands)), maxlen=0)  # warms up
         begun = time.perf_counter()
-        with ThreadPoolExecutor(HANDS[bench.device], initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(work, range(shards)):
-                pass
+        deque(pool.map(work, range(shards)), maxlen=0)
         seconds = time.perf_counter() - begun
     rate = shards * size / seconds
-    bare = next((row for row in bench.rows if row.name.startswith("rollout deis")), None)
+    what = f"{sampling.solver}, {sampling.steps} calls"
+    bare = next((row for row in bench.rows if row.name.startswith(f"rollout {what}, batch {batch}")), None)
     note = f"{rate / bare.rate:.0%} of the bare rollout" if bare else ""
-    name = f"generate deis, {plan.steps} calls, {shards} shards of {size}"
+    name = f"generate {what}, {shards} shards of {size}"
     bench.add(Row(name, "pictures", rate, seconds, 0.0, 1, None, None, None, note))
 
 
@@ -62,11 +77,11 @@ def read(bench: Bench) -> None:
     """Stored splats to JPEG pictures: read, drawn as bytes, encoded on every core."""
     count = 512 if bench.cuda else 4
     weights = checkpoint.read(checkpoint.PRETRAINED)
-    plan = bulk_plan(weights, count=count, size=count, batch=count if bench.cuda else 4, steps=4)
+    plan = bulk_plan(weights, Sampling(steps=4), count=count, size=count, batch=count if bench.cuda else 4)
     with folder() as place:
         store = Store(place)
         plan_file.claim(store, plan)
-        table = generate_shard(bench.denoiser, plan, plan.shard(0))
+        table = ShardSampler(bench.denoiser, plan)(plan.shard(0))
         with store.create(plan.data(plan.shard(0))) as output:
             write_table(table, output.file)
         source = SplatDataset.open(place)
@@ -95,7 +110,7 @@ def _jpeg(picture: np.ndarray) -> bytes:
     return encode_jpeg(Picture({}, [picture]), 90)
 
 
-def bulk_plan(weights: bytes, *, count: int, size: int, batch: int, steps: int) -> GenerationPlan:
+def bulk_plan(weights: bytes, sampling: Sampling, *, count: int, size: int, batch: int) -> GenerationPlan:
     """The plan of bulk generation with some weights, in shards of `size`."""
     return plan_for(
         weights,
@@ -103,9 +118,7 @@ def bulk_plan(weights: bytes, *, count: int, size: int, batch: int, steps: int) 
         count=count,
         shard_size=size,
         seed=0,
-        solver="deis",
-        schedule="early",
-        steps=steps,
+        **asdict(sampling),
         batch_size=batch,
         threads=1,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import threading
 import time
 from functools import partial
 
@@ -21,11 +20,12 @@ from pipeline.datasets.records import Record
 from pipeline.datasets.splat_dataset import write_table
 from pipeline.datasets.summary import Summary
 from pipeline.execution.cluster import Cluster, connect
+from pipeline.execution.memory import keep_freed
 from pipeline.execution.production import commit, produce
 from pipeline.execution.tasks import MAX_RETRIES, abandon, first_ended, result
 from pipeline.execution.workers import ActorWorkers
 from pipeline.generation.rollouts import kept_rollouts, rollout_sheet
-from pipeline.generation.sampling import HANDS, generate_shard
+from pipeline.generation.sampling import HANDS, ShardSampler
 from pipeline.storage.store import Store
 
 ROLLOUT_FILE = "rollout.png"
@@ -35,15 +35,17 @@ class Generator:
     """What runs in a Ray actor: the loaded model, and as many shards at once as it has HANDS."""
 
     def __init__(self, weights: bytes, plan: GenerationPlan, store: Store, use_gpu: bool) -> None:
+        keep_freed()
         torch.set_num_threads(plan.threads)
         self._device = "cuda" if use_gpu else "cpu"
         self._denoiser = checkpoint.parse(weights, "of the plan").to(self._device)
-        self._plan, self._store, self._turn = plan, store, threading.Lock()
+        self._plan, self._store = plan, store
+        self._sampler = ShardSampler(self._denoiser, plan)
 
     def work(self, shard: Shard) -> Record:
         """Generate, write and commit a shard."""
         started = time.monotonic()
-        table = generate_shard(self._denoiser, self._plan, shard, self._turn)
+        table = self._sampler(shard)
         name = self._plan.data(shard)
         with self._store.create(name) as output:
             write_table(table, output.file)

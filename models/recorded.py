@@ -1,0 +1,38 @@
+"""A whole rollout recorded as a CUDA graph: the host asks for it as one piece of work instead of some hundreds.
+
+Pictures are those that `sampler.sample` makes. Small batches end sooner, since launching takes the host longer than
+their work the GPU; and threads that make noise or write files do not come between two launches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import torch
+from torch import Tensor
+
+from models.denoiser import Denoiser
+from models.sampler import Sampling, sample
+
+
+class RecordedSample:
+    """`sampler.sample` for noise of one shape, of a denoiser that is on a GPU and changes no more."""
+
+    def __init__(self, denoiser: Denoiser, sampling: Sampling, batch: int) -> None:
+        """Records, which waits for the GPU and takes as long as three rollouts of `batch` pictures."""
+        device = next(denoiser.parameters()).device
+        # No copy from the host can be recorded but of a number.
+        denoiser.few_calls = {n: replace(few, hints=few.hints.to(device)) for n, few in denoiser.few_calls.items()}
+        self._noise = torch.zeros(batch, 3, *denoiser.size, device=device)
+        sample(denoiser, self._noise, **asdict(sampling))  # kernels are compiled and chosen before
+        torch.cuda.synchronize(device)
+        self._graph = torch.cuda.CUDAGraph()
+        # Other threads may go on with what they do on the GPU.
+        with torch.cuda.device(device), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._field = sample(denoiser, self._noise, **asdict(sampling))
+
+    def __call__(self, noise: Tensor) -> Tensor:
+        """The splat fields [B, H, W, K, P] of noises [B, 3, Y, X], which may still be on the host, in pinned memory."""
+        self._noise.copy_(noise, non_blocking=True)
+        self._graph.replay()
+        return self._field.clone()

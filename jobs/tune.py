@@ -23,11 +23,14 @@ from models.resemblance import RECENT
 from models.sampler import Sampling
 from models.tuning import Judges, first_calls
 from pipeline.datasets.indices import LARGEST
+from pipeline.execution.memory import keep_freed
 from pipeline.execution.threads import cores
 from pipeline.storage.store import Store, using
 from pipeline.training.judging import resemblance
 from pipeline.training.training_set import load
 from pipeline.training.tuning import make_pairs, tune
+
+REFINING = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,8 @@ class Options:
     """How long to learn, after the pictures to learn from are made."""
 
     weights: str = str(checkpoint.PRETRAINED)
-    """Weights from jobs.train, a path or fsspec URL; the bundled ones if not given. What they know of as many calls
-    already is where learning begins."""
+    """Weights from jobs.train, a path or fsspec URL; the bundled ones if not given. Where they know as many calls, or
+    fewer, learning begins with these; further calls are then made between them, and count for nothing at first."""
 
     lpips: str | None = None
     """File of perceptual weights; without it pictures are compared by their mean square alone, and become softer."""
@@ -68,6 +71,10 @@ class Options:
     at_once: int | None = None
     """So many of them are in memory, where each takes 20 to 60 MB a call; 128 on a GPU and 16 on CPUs if not given."""
 
+    rate: float | None = None
+    """How long the steps of learning are beside the usual ones; 1 if not given, or 0.1 where learning begins with calls
+    that the weights know, of which long steps undo more than they find."""
+
     seed: int = 0
     """Seed of the noise; pictures that jobs.generate makes are of other noise."""
 
@@ -79,7 +86,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_numbers(self, "calls", least=1, most=MOST_CALLS)
-        check_numbers(self, "minutes")
+        check_numbers(self, "minutes", "rate")
         check_numbers(self, "batch", "pairs", least=2)
         check_numbers(self, "at_once", least=1)
         if self.photos is not None and self.lpips is None:
@@ -104,6 +111,7 @@ def main(options: Options) -> None:
     with using(store):
         store.exists(name)  # a place that cannot be reached is said before anything is learned
     if device == "cpu":
+        keep_freed()
         torch.set_num_threads(cores())
     usual = {"cpu": 16, "cuda": 128}[device]
     at_once = options.at_once or usual
@@ -131,6 +139,7 @@ def main(options: Options) -> None:
         batch=batch,
         at_once=at_once,
         judges=judges,
+        rate=options.rate or (REFINING if min(denoiser.few_calls, default=MOST_CALLS + 1) <= options.calls else 1.0),
     )
     with using(store):
         store.write(name, checkpoint.with_few_calls(data, options.weights, few, default=options.default))

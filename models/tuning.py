@@ -17,8 +17,10 @@ from models.perceptual import Lpips
 from models.resemblance import Resemblance
 from models.sampler import SCHEDULES, SOLVERS, Sampling, sample
 
-# Adam's step for each; times are learned as logits.
+# Adam's step for each; times are learned as logits. That of the mix is for four calls or fewer: answers are much the
+# same picture every time, so the steps of their weights add up.
 RATES = {"times": 0.03, "noise": 0.008, "mix": 0.008, "hints": 0.003}
+MIXED = 4
 MEAN_SQUARE_WEIGHT = 2.0  # beside LPIPS
 SHOWN = 1.1  # colours beyond -1 to 1 are not seen; so far beyond, they are not compared
 
@@ -38,8 +40,32 @@ def written_out(sampling: Sampling, width: int) -> FewCalls:
 
 
 def first_calls(denoiser: Denoiser, calls: int) -> FewCalls:
-    """Where learning so many calls begins: what the denoiser knows of them, or else the default solver."""
-    return denoiser.few_calls.get(calls) or written_out(Sampling(steps=calls), denoiser.config.width)
+    """Where learning so many calls begins: the most that the denoiser knows, extended, or else the default solver."""
+    if known := [n for n in denoiser.few_calls if n <= calls]:
+        return extended(denoiser.few_calls[max(known)], calls)
+    return written_out(Sampling(steps=calls), denoiser.config.width)
+
+
+def extended(few: FewCalls, calls: int) -> FewCalls:
+    """So many calls, no fewer than `few`, that make the same pictures.
+
+    Those of `few` are among them, evenly, the last as the last. What the others are asked lies between what their
+    neighbours are, and their answers have no weight yet.
+    """
+    last = len(few) - 1
+    places = torch.linspace(0, calls - 1, last + 1).round().long() if last else torch.tensor([calls - 1])
+    along = torch.arange(calls)
+    # The last one of `few` before each call, or the first; and how far on the way to the next the call is.
+    before = (torch.searchsorted(places, along, right=True) - 1).clamp(0, max(last - 1, 0))
+    after = (before + 1).clamp(max=last)
+    way = ((along - places[before]) / (places[after] - places[before]).clamp(min=1)).clamp(0.0, 1.0)
+
+    def between(values: Tensor) -> Tensor:
+        return torch.lerp(values[before], values[after], way.view(-1, *[1] * (values.ndim - 1)))
+
+    mix = torch.zeros(calls, calls)
+    mix[:, places] = between(few.mix)
+    return FewCalls(between(few.times), between(few.noise), mix, between(few.hints))
 
 
 class Tunable(nn.Module):
@@ -112,9 +138,11 @@ class Judges:
 class Tuner:
     """Adam on few calls, a group of parameters each with its own rate and its gradient kept at a norm of at most 1."""
 
-    def __init__(self, few: FewCalls, device: torch.device | str) -> None:
+    def __init__(self, few: FewCalls, device: torch.device | str, rate: float = 1.0) -> None:
+        """`rate`: how long steps are beside RATES."""
         self.tunable = Tunable(few).to(device)
-        groups = [{"params": [p], "rate": RATES[name]} for name, p in self.tunable.named_parameters()]
+        rates = {**RATES, "mix": RATES["mix"] * min(1.0, MIXED / len(few))}
+        groups = [{"params": [p], "rate": rate * rates[name]} for name, p in self.tunable.named_parameters()]
         self.optimizer = torch.optim.Adam(groups, lr=0.0, betas=(0.85, 0.98))
 
     def step(

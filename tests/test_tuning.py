@@ -15,7 +15,7 @@ from models import checkpoint
 from models.denoiser import Denoiser, DenoiserConfig
 from models.errors import UserError
 from models.sampler import SOLVERS, Sampling, noise, rollout, sample
-from models.tuning import Judges, Tuner, wanted, written_out
+from models.tuning import Judges, Tuner, first_calls, wanted, written_out
 
 CONFIG = DenoiserConfig(rows=2, columns=2, splats_per_patch=4, width=32, blocks=2, heads=2)
 LEARNED = {"solver": "learned", "schedule": "learned"}
@@ -37,6 +37,28 @@ def test_every_solver_written_out_makes_the_same_steps(denoiser, solver):
         assert a.t == pytest.approx(b.t)
         for one, other in ((a.noisy, b.noisy), (a.field, b.field), (a.after, b.after)):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("known", "calls"), [(1, 3), (3, 3), (3, 4), (3, 8)])
+def test_calls_added_to_those_known_change_no_picture_until_they_learn(denoiser, known, calls):
+    generator = torch.Generator().manual_seed(known)
+    written = written_out(Sampling(steps=known), CONFIG.width)
+    denoiser.few_calls = {known: replace(written, hints=torch.randn(written.hints.shape, generator=generator))}
+    denoiser.few_calls[calls] = few = first_calls(denoiser, calls)
+    few.check()
+    assert len(few) == calls
+    assert few.times[0] == 0
+    assert bool((few.times.diff() >= 0).all())
+    start = noise(1, range(3), *denoiser.size)
+    before, after = (wanted(denoiser, Sampling(**LEARNED, steps=n), start) for n in (known, calls))
+    torch.testing.assert_close(after, before)
+    if calls == known:
+        return
+    tuner = Tuner(few, "cpu")
+    tuner.step(denoiser, start, before.flip(0), Judges(), progress=0.5)
+    learned = tuner.tunable.learned()
+    added = few.mix[-1] == 0
+    assert bool((learned.mix[-1][:-1] != 0)[added[:-1]].all())
 
 
 def test_learned_calls_come_nearer_to_many_calls_and_hints_are_part_of_it(denoiser):

@@ -41,14 +41,15 @@ def tune(
     batch: int,
     at_once: int,
     judges: Judges,
+    rate: float = 1.0,
     clock: Callable[[], float] = time.monotonic,
 ) -> FewCalls:
     """Learn from `few` on, for so long, from `pairs` of noise and picture, on the denoiser's device.
 
-    In a step the next `batch` of them are seen, `at_once` together.
+    In a step the next `batch` of them are seen, `at_once` together; steps are `rate` times as long as usual.
     """
     z, x = pairs
-    tuner = Tuner(few, z.device)
+    tuner = Tuner(few, z.device, rate)
     begun = said = clock()
     sums: dict[str, Tensor] = {}
     steps = seen = 0

@@ -152,8 +152,9 @@ class Options:
 
 def main(options: Options) -> None:
     """Check what can be checked here, then train on the cluster."""
-    if options.photos is not None and options.detail > (side := largest(options.photos)):
-        remedy = f"; --detail {side} takes the largest" if side >= LEAST_DETAIL else ""
+    largest = largest_side(options.photos) if options.photos is not None else 0
+    if options.photos is not None and options.detail > largest:
+        remedy = f"; --detail {largest} takes the largest" if largest >= LEAST_DETAIL else ""
         print(f"no photograph has --detail {options.detail} px: learning from them at the model's size alone{remedy}")
     if options.lpips is None:
         print("no --lpips file: training without the perceptual term; pictures will be softer")
@@ -168,12 +169,12 @@ def main(options: Options) -> None:
     with connect() as cluster:
         if cluster.gpus:
             cluster.require_gpus(options.workers)
-        settings = make_run(options, model, start, weights, gpus=bool(cluster.gpus))
+        settings = make_run(options, model, start, weights, largest=largest, gpus=bool(cluster.gpus))
         last = distributed.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(options.workers, 1))
     print(f"trained {last['step']:,.0f} steps in {last['minutes']:.1f} minutes: {options.out}/weights.safetensors")
 
 
-def largest(photos: str) -> int:
+def largest_side(photos: str) -> int:
     """The side of the largest photographs of a prepared set, in pixels."""
     return max(map(int, check(photos)[2]["sides"]), default=0)
 
@@ -188,13 +189,18 @@ def pictures(options: Options, *, gpus: bool) -> tuple[int, int]:
     return each // pieces * pieces * options.workers, pieces
 
 
-def make_run(options: Options, model: DenoiserConfig, start: str | None, weights: str | None, *, gpus: bool) -> Run:
-    """The run that the options ask for, on GPUs or not, from `weights` with the fingerprint `start`."""
+def make_run(
+    options: Options, model: DenoiserConfig, start: str | None, weights: str | None, *, largest: int, gpus: bool
+) -> Run:
+    """The run that the options ask for, on GPUs or not, from `weights` with the fingerprint `start`.
+
+    `largest` is the side of the largest photographs.
+    """
     batch, pieces = pictures(options, gpus=gpus)
     usual = DISTILLING if options.distil else TRAINING
     objective = options.objective
     judged = bool(options.distil and options.photos and objective.photographs)
-    if not (judged and options.photos and 0 < options.detail <= largest(options.photos)):
+    if not (judged and 0 < options.detail <= largest):
         objective = replace(objective, detail_photographs=0.0)
     recipe = Recipe(
         model=model,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.train import Options, make_run
+from jobs.train import Options, largest_side, make_run
 from models.errors import UserError
 from models.losses import Objective
 from models.perceptual import load_lpips
@@ -67,5 +67,5 @@ def test_detail_is_judged_for_students_that_see_large_photographs(
 ) -> None:
     """Elsewhere the recipe says none, as it was before there was any: such runs go on."""
     options = Options(out="out", photos=prepared_cats, lpips="vgg", steps=1, **given)
-    run = make_run(options, options.model(), None, None, gpus=False)
+    run = make_run(options, options.model(), None, None, largest=largest_side(prepared_cats), gpus=False)
     assert run.recipe.objective.detail_photographs == weight

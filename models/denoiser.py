@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -76,8 +77,12 @@ class Denoiser(nn.Module):
         nn.init.zeros_(self.head.weight)
         with torch.no_grad():
             self.head.bias.copy_(initial_raw(config.splats_per_patch).flatten())
-        # What was learned about these very weights, by the number of calls.
+        # What was learned about these very weights, by the number of calls. Hints are where the weights are.
         self.few_calls: dict[int, FewCalls] = {}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Denoiser:
+        self.few_calls = {n: replace(few, hints=fn(few.hints)) for n, few in self.few_calls.items()}
+        return super()._apply(fn, recurse)
 
     @property
     def size(self) -> tuple[int, int]:

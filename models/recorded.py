@@ -1,12 +1,12 @@
 """A whole rollout recorded as a CUDA graph: the host asks for it as one piece of work instead of some hundreds.
 
-Pictures are those that `sampler.sample` makes. Small batches end sooner, since launching takes the host longer than
+Splats are those that `sampler.sample` makes. Small batches end sooner, since launching takes the host longer than
 their work the GPU; and threads that make noise or write files do not come between two launches.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -19,10 +19,8 @@ class RecordedSample:
     """`sampler.sample` for noise of one shape, of a denoiser that is on a GPU and changes no more."""
 
     def __init__(self, denoiser: Denoiser, sampling: Sampling, batch: int) -> None:
-        """Records, which waits for the GPU and takes as long as three rollouts of `batch` pictures."""
+        """Records, which takes a rollout of `batch` pictures, whose first compiles kernels, and a launch more."""
         device = next(denoiser.parameters()).device
-        # No copy from the host can be recorded but of a number.
-        denoiser.few_calls = {n: replace(few, hints=few.hints.to(device)) for n, few in denoiser.few_calls.items()}
         self._noise = torch.zeros(batch, 3, *denoiser.size, device=device)
         sample(denoiser, self._noise, **asdict(sampling))  # kernels are compiled and chosen before
         torch.cuda.synchronize(device)

@@ -39,32 +39,36 @@ def written_out(sampling: Sampling, width: int) -> FewCalls:
     return FewCalls(times, seen[:, 0], seen[:, 1:], torch.zeros(sampling.steps, width))
 
 
-def first_calls(denoiser: Denoiser, calls: int) -> FewCalls:
-    """Where learning so many calls begins: the most that the denoiser knows, extended, or else the default solver."""
-    if known := [n for n in denoiser.few_calls if n <= calls]:
-        return extended(denoiser.few_calls[max(known)], calls)
+def first_calls(denoiser: Denoiser, calls: int, distilled: int = 0) -> FewCalls:
+    """Where learning so many calls begins: what the denoiser knows of them, or else the default solver.
+
+    The weights of a student, `distilled` for fewer calls, are no good to a solver: there these are extended.
+    """
+    if calls in denoiser.few_calls:
+        return denoiser.few_calls[calls]
+    if 1 < distilled < calls and distilled in denoiser.few_calls:
+        return extended(denoiser.few_calls[distilled], calls)
     return written_out(Sampling(steps=calls), denoiser.config.width)
 
 
 def extended(few: FewCalls, calls: int) -> FewCalls:
-    """So many calls, no fewer than `few`, that make the same pictures.
+    """So many calls, no fewer than `few`, which are two or more, that make the same pictures.
 
     Those of `few` are among them, evenly, the last as the last. What the others are asked lies between what their
     neighbours are, and their answers have no weight yet.
     """
-    last = len(few) - 1
-    places = torch.linspace(0, calls - 1, last + 1).round().long() if last else torch.tensor([calls - 1])
+    places = torch.linspace(0, calls - 1, len(few)).round().long()
     along = torch.arange(calls)
-    # The last one of `few` before each call, or the first; and how far on the way to the next the call is.
-    before = (torch.searchsorted(places, along, right=True) - 1).clamp(0, max(last - 1, 0))
-    after = (before + 1).clamp(max=last)
-    way = ((along - places[before]) / (places[after] - places[before]).clamp(min=1)).clamp(0.0, 1.0)
+    # The two of `few` that each call lies between, and how far on the way from one to the other.
+    after = torch.searchsorted(places, along).clamp(min=1)
+    before = after - 1
+    way = (along - places[before]) / (places[after] - places[before])
 
     def between(values: Tensor) -> Tensor:
         return torch.lerp(values[before], values[after], way.view(-1, *[1] * (values.ndim - 1)))
 
     mix = torch.zeros(calls, calls)
-    mix[:, places] = between(few.mix)
+    mix[:, places] = between(few.mix.tril(-1))
     return FewCalls(between(few.times), between(few.noise), mix, between(few.hints))
 
 

@@ -12,39 +12,58 @@ from models.denoiser import DenoiserConfig
 from models.recorded import RecordedSample
 from models.sampler import Sampling, noise, sample
 from models.tuning import written_out
-from pipeline.generation.sampling import ShardSampler, plan_for
+from pipeline.execution.transfer import download
+from pipeline.generation.sampling import ShardSampler, noise_of, plan_for
 
+CONFIG = DenoiserConfig(width=64, blocks=2, heads=2)
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_shards_in_hand_at_once_are_the_shards_one_after_the_other(device):
-    """Three threads of a process and one model, as an actor on a GPU has them; batches do not divide the shards."""
-    weights = make_weights(DenoiserConfig(width=64, blocks=2, heads=2))
+    """Threads of a process and one model, as an actor on a GPU has them; batches do not divide the shards."""
+    weights = make_weights(CONFIG)
     plan = plan_for(
         weights, "of the test", count=52, shard_size=10, seed=3, solver="deis", schedule="early", steps=3,
         batch_size=4, threads=1,
     )  # fmt: skip
-    sampler = ShardSampler(checkpoint.parse(weights, "of the test").to(device), plan)
+    denoiser = checkpoint.parse(weights, "of the test").to(device)
     shards = list(plan.shards())
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        one_by_one = [sampler(shard) for shard in shards]
+        one_by_one = [ShardSampler(denoiser, plan)(shard) for shard in shards]
     finally:
         torch.set_num_threads(before)
-    with ThreadPoolExecutor(3, initializer=torch.set_num_threads, initargs=(1,)) as hands:
+    sampler = ShardSampler(denoiser, plan)  # on a GPU it records while others are at work
+    with ThreadPoolExecutor(6, initializer=torch.set_num_threads, initargs=(1,)) as hands:
         at_once = list(hands.map(sampler, shards))
     assert [table.num_rows for table in at_once] == [10, 10, 10, 10, 10, 2]
     assert at_once == one_by_one
 
 
+@pytest.mark.parametrize("between", ["", "3,8"])
+def test_noise_made_in_pieces_for_a_gpu_is_that_of_the_pictures(between):
+    denoiser, weights = make_lively(CONFIG), make_weights(CONFIG)
+    plan = plan_for(
+        weights, "of the test", count=150, shard_size=150, seed=3, solver="deis", schedule="early", steps=3,
+        batch_size=80, threads=1, between=between,
+    )  # fmt: skip
+    batches = [plan.pictures.between(0, 80), plan.pictures.between(80, 150)]  # neither is a number of whole pieces
+    found = ShardSampler(denoiser, plan)._noises(batches, pin_memory=False)
+    assert [len(noise) for noise in found] == [80, 70]
+    assert torch.equal(torch.cat(list(found)), noise_of(denoiser, plan, plan.pictures))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_recorded_rollout_makes_what_a_rollout_makes_of_every_noise():
-    denoiser = make_lively(DenoiserConfig(width=64, blocks=2, heads=2)).cuda()
-    denoiser.few_calls = {3: written_out(Sampling(steps=3), 64)}
+    denoiser = make_lively(CONFIG)
+    denoiser.few_calls = {3: written_out(Sampling(steps=3), CONFIG.width)}
+    denoiser.cuda()
     for how in (Sampling(steps=3), Sampling("learned", "learned", 3)):
         recorded = RecordedSample(denoiser, how, 4)
-        for seed in (1, 2):
-            start = noise(seed, range(4), *denoiser.size)
-            assert torch.equal(recorded(start.pin_memory()), sample(denoiser, start.cuda(), **asdict(how)))
+        starts = [noise(seed, range(4), *denoiser.size) for seed in (1, 2)]
+        # The second is begun before the first is there.
+        found = [download(recorded(start.pin_memory())) for start in starts]
+        for there, start in zip(found, starts, strict=True):
+            assert torch.equal(torch.from_numpy(there()), sample(denoiser, start.cuda(), **asdict(how)).cpu())

@@ -39,12 +39,12 @@ def test_every_solver_written_out_makes_the_same_steps(denoiser, solver):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("known", "calls"), [(1, 3), (3, 3), (3, 4), (3, 8)])
-def test_calls_added_to_those_known_change_no_picture_until_they_learn(denoiser, known, calls):
+@pytest.mark.parametrize(("known", "calls"), [(2, 3), (3, 3), (3, 4), (3, 8)])
+def test_calls_added_to_a_students_change_no_picture_until_they_learn(denoiser, known, calls):
     generator = torch.Generator().manual_seed(known)
     written = written_out(Sampling(steps=known), CONFIG.width)
     denoiser.few_calls = {known: replace(written, hints=torch.randn(written.hints.shape, generator=generator))}
-    denoiser.few_calls[calls] = few = first_calls(denoiser, calls)
+    denoiser.few_calls[calls] = few = first_calls(denoiser, calls, known)
     few.check()
     assert len(few) == calls
     assert few.times[0] == 0
@@ -108,14 +108,18 @@ def test_weights_carry_what_was_learned_and_are_sampled_by_it(tiny_weights: Path
         planned(schedule="early", solver="learned")
 
     def taught(data: bytes, calls: int, **chosen) -> Sampling:
-        return tune.teacher(tune.Options(out="x.safetensors", calls=calls, minutes=1, device="cpu", **chosen), data)
+        options = tune.Options(out="x.safetensors", calls=calls, minutes=1, device="cpu", **chosen)
+        return tune.teacher(options, data, checkpoint.distilled(data, "the weights"))
 
     student = checkpoint.dump(after.state_dict(), after.config, precision="float32", about={"recipe": {"distil": 3}})
     student = checkpoint.with_few_calls(student, "student", after.few_calls[3], default=True)
     own = Sampling("learned", "learned", 3)
     assert taught(data, 2) == taught(data, 3) == taught(student, 3) == Sampling()
     assert taught(student, 2) == taught(student, 3, photos="prepared", lpips="vgg") == own
-    assert taught(student, 2, teacher_steps=8) == Sampling(steps=8)
+    assert taught(student, 2, teacher_steps=8) == taught(student, 5, teacher_steps=8) == Sampling(steps=8)
+    assert taught(student, 5, photos="prepared", lpips="vgg") == own
+    with pytest.raises(UserError, match="make their pictures in 3, and more calls have nothing to learn from these"):
+        taught(student, 5)
 
     z = noise(0, range(2), *after.size)
     assert not torch.equal(sample(after, z, steps=3, **LEARNED), sample(after, z, **asdict(Sampling(steps=3))))

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models import checkpoint, sampler
 from models.denoiser import Denoiser
+from models.sampler import LEARNED, Sampling
 from pipeline.benchmark.baseline import EagerDenoiser
 
 # A measurement repeats its work until both are reached, but once only where a call takes longer than LONG_CALL.
@@ -29,7 +30,8 @@ SPECIAL_FUNCTIONS = 132 * 16 * 1.755e9
 MATRIX_FLOPS = 798e12
 FORWARD_CALLS, BACKWARD_CALLS = 3, 4
 
-# Pictures at once and network calls of whole rollouts, whether they are stored or not.
+# Pictures at once and network calls of whole rollouts, whether they are stored or not; those also recorded.
+RECORDED = (1, 64, 256, 512)
 ROLLOUT = {"cuda": (2048, 16), "cpu": (4, 4)}
 
 
@@ -86,6 +88,11 @@ class Bench:
         count, steps = (16, 16) if self.cuda else (4, 4)
         noise = sampler.noise(0, range(count), *self.denoiser.size).to(self.device)
         return sampler.sample(self.denoiser, noise, steps=steps, solver="deis").clone()
+
+    @property
+    def learned(self) -> list[Sampling]:
+        """How the bundled weights are sampled by the few calls that they learned."""
+        return [Sampling(LEARNED, LEARNED, calls) for calls in sorted(self.denoiser.few_calls)]
 
     def fields(self, count: int) -> Tensor:
         """Fields of so many cats, the same few again and again."""

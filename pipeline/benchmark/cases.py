@@ -18,10 +18,19 @@ from models.losses import Objective, training_loss
 from models.perceptual import Lpips, random_weights
 from models.rasterize import rasterize, to_uint8
 from models.recorded import RecordedSample
-from models.sampler import LEARNED, SOLVERS
+from models.sampler import SOLVERS
 from models.vgg import STAGES, Vgg16
 from pipeline.benchmark.baseline import EagerDenoiser, eager_draw
-from pipeline.benchmark.bench import BACKWARD_CALLS, FORWARD_CALLS, MATRIX_FLOPS, ROLLOUT, SPECIAL_FUNCTIONS, Bench, Row
+from pipeline.benchmark.bench import (
+    BACKWARD_CALLS,
+    FORWARD_CALLS,
+    MATRIX_FLOPS,
+    RECORDED,
+    ROLLOUT,
+    SPECIAL_FUNCTIONS,
+    Bench,
+    Row,
+)
 from pipeline.execution.transfer import download
 from pipeline.training.batches import Pictures, make_batch
 from pipeline.training.recipe import Budget, Recipe
@@ -31,7 +40,6 @@ from pipeline.training.training_set import TrainingSet
 
 # Side in pixels: pictures at once, on a GPU and on a CPU.
 SIZES = {64: (4096, 8), 128: (1024, 2), 256: (256, 1), 512: (64, 1), 1024: (16, 1), 2048: (4, 1), 4096: (1, 1)}
-RECORDED = (1, 64, 512, 2048)  # pictures at once
 BACKWARD_SIZES = (64, 128, 256, 1024)
 # Pixels of one call of the baseline: it holds a dozen tensors of 144 numbers a pixel.
 BASELINE_PIXELS = {"cuda": 1 << 20, "cpu": 1 << 16}
@@ -155,14 +163,13 @@ def _train(bench: Bench, name: str, *, lpips: bool, detailed: float) -> None:
     budget = Budget(steps=1_000_000, report_every=every, save_every=1_000_000)
     with bench.peak() as peak, tempfile.TemporaryDirectory() as folder, contextlib.suppress(_EnoughError):
         train(state, recipe, budget, pictures, outlet=outlet, work=Path(folder), perceptual=eyes)
-    rates = outlet.found
-    warm = rates[1:]  # the first holds the compilation
+    first, *warm = outlet.found  # the first holds the compilation
     rate = statistics.median(warm)
     flops = 6 * sum(p.numel() for p in state.model.parameters()) * 64
     spread = (max(warm) - min(warm)) / rate
     baseline = _train_baseline(bench, recipe, detailed, eyes) if bench.baselines else None
     limit, seconds = bench.limit(MATRIX_FLOPS / flops), recipe.batch / rate
-    compiled = every * recipe.batch / rates[0] - every * seconds
+    compiled = every * recipe.batch / first - every * seconds
     note = f"batch {recipe.batch}; compiled in {compiled:.0f} s" if bench.cuda else f"batch {recipe.batch}"
     bench.add(Row(name, "pictures", rate, seconds, spread, len(warm), peak[0], baseline, limit, note))
 
@@ -234,18 +241,11 @@ def rollout(bench: Bench) -> None:
                 partial(sampler.sample, bench.eager, noise[:some], steps=steps, solver=solver),
             ),
         )
-    for calls in sorted(bench.denoiser.few_calls):
-        bench.measure(
-            f"rollout {LEARNED}, {calls} calls, batch {batch}",
-            "pictures",
-            batch,
-            partial(sampler.sample, bench.denoiser, noise, steps=calls, solver=LEARNED, schedule=LEARNED),
-        )
-        for some in RECORDED if bench.cuda else ():
-            recorded = RecordedSample(bench.denoiser, sampler.Sampling(LEARNED, LEARNED, calls), some)
-            bench.measure(
-                f"rollout {LEARNED}, {calls} calls, batch {some}, recorded",
-                "pictures",
-                some,
-                partial(recorded, noise[:some]),
-            )
+    for how in bench.learned:
+        rolled = partial(sampler.sample, bench.denoiser, **dataclasses.asdict(how))
+        for some in (*RECORDED, batch) if bench.cuda else (batch,):
+            name = f"rollout {how.solver}, {how.steps} calls, batch {some}"
+            bench.measure(name, "pictures", some, partial(rolled, noise[:some]))
+            if bench.cuda:
+                recorded = RecordedSample(bench.denoiser, how, some)
+                bench.measure(f"{name}, recorded", "pictures", some, partial(recorded, noise[:some]))

@@ -16,7 +16,7 @@ import torch
 
 from models import checkpoint
 from models.rasterize import rasterize, to_uint8
-from models.sampler import LEARNED, Sampling
+from models.sampler import Sampling
 from pipeline.benchmark.baseline import eager_draw
 from pipeline.benchmark.bench import ROLLOUT, Bench, Row
 from pipeline.datasets import plan_file
@@ -33,17 +33,8 @@ SIDE = 512
 
 def generate(bench: Bench) -> None:
     """Noise to committed Parquet files, by as many threads as an actor of bulk generation has hands."""
-    for sampling in (Sampling(steps=ROLLOUT[bench.device][1]), *learned(bench)):
-        _generate(bench, sampling)
-
-
-def learned(bench: Bench) -> list[Sampling]:
-    """How the weights are sampled by the few calls that they learned."""
-    return [Sampling(LEARNED, LEARNED, calls) for calls in sorted(bench.denoiser.few_calls)]
-
-
-def _generate(bench: Bench, sampling: Sampling) -> None:
-    batch = ROLLOUT[bench.device][0]
+    batch, steps = ROLLOUT[bench.device]
+    sampling = next(iter(bench.learned), Sampling(steps=steps))
     size, shards = (4096, 24) if bench.cuda else (4, 3)
     hands = HANDS[bench.device]
     weights = checkpoint.read(checkpoint.PRETRAINED)
@@ -67,8 +58,8 @@ def _generate(bench: Bench, sampling: Sampling) -> None:
         seconds = time.perf_counter() - begun
     rate = shards * size / seconds
     what = f"{sampling.solver}, {sampling.steps} calls"
-    bare = next((row for row in bench.rows if row.name.startswith(f"rollout {what}, batch {batch}")), None)
-    note = f"{rate / bare.rate:.0%} of the bare rollout" if bare else ""
+    bare = [row for row in bench.rows if row.name.startswith(f"rollout {what}, batch {batch}")]
+    note = f"{rate / bare[-1].rate:.0%} of the bare rollout" if bare else ""
     name = f"generate {what}, {shards} shards of {size}"
     bench.add(Row(name, "pictures", rate, seconds, 0.0, 1, None, None, None, note))
 

@@ -35,7 +35,8 @@ class Generator:
     """What runs in a Ray actor: the loaded model, and as many shards at once as it has HANDS."""
 
     def __init__(self, weights: bytes, plan: GenerationPlan, store: Store, use_gpu: bool) -> None:
-        keep_freed()
+        if not use_gpu:
+            keep_freed()
         torch.set_num_threads(plan.threads)
         self._device = "cuda" if use_gpu else "cpu"
         self._denoiser = checkpoint.parse(weights, "of the plan").to(self._device)

@@ -23,7 +23,6 @@ from models.distillation import Teacher
 from models.errors import UserError, one_line
 from models.perceptual import load_lpips
 from models.resemblance import RECENT
-from pipeline.execution.memory import keep_freed
 from pipeline.storage.store import Store
 from pipeline.training.batches import Pictures, spread
 from pipeline.training.board import progress_line
@@ -44,7 +43,6 @@ def work(config: Mapping[str, Any]) -> None:
     rank, ranks = context.get_world_rank(), context.get_world_size()
     device = get_device()
     if device.type == "cpu":
-        keep_freed()
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     else:
         torch.cuda.set_device(device)

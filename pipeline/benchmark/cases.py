@@ -158,7 +158,6 @@ def _train(bench: Bench, name: str, *, lpips: bool, detailed: float) -> None:
     state = State.new(recipe, device)
     every, reports = (20, 6) if bench.cuda else (1, 3)
     outlet = _Rates(reports)
-
     pictures = _random_pictures(device, detailed)
     budget = Budget(steps=1_000_000, report_every=every, save_every=1_000_000)
     with bench.peak() as peak, tempfile.TemporaryDirectory() as folder, contextlib.suppress(_EnoughError):

@@ -170,7 +170,7 @@ def test_a_run_goes_on_with_another_number_of_workers(ray_cluster, prepared_cats
 @pytest.mark.slow
 def test_a_place_that_refuses_checkpoints_is_said_in_one_line(ray_cluster, prepared_cats, tmp_path, capsys):
     out = tmp_path / "run"
-    out.mkdir()
+    distributed.claim(str(out))
     (out / "sheets").touch()  # where a folder belongs: refuses root too, whom permissions do not stop
     assert command(*arguments(prepared_cats, out)) == 1
     output = capsys.readouterr()

@@ -21,7 +21,7 @@ from models.few_calls import MOST_CALLS
 from models.perceptual import load_lpips
 from models.resemblance import RECENT
 from models.sampler import Sampling
-from models.tuning import Judges, first_calls
+from models.tuning import Judges, first_calls, known_calls
 from pipeline.datasets.indices import LARGEST
 from pipeline.execution.memory import keep_freed
 from pipeline.execution.threads import cores
@@ -121,7 +121,7 @@ def main(options: Options) -> None:
     distilled = checkpoint.distilled(data, options.weights)
     sampling = teacher(options, data, distilled)
     few = first_calls(denoiser, options.calls, distilled)
-    refining = options.calls in denoiser.few_calls or 1 < distilled < options.calls
+    usual_rate = 1.0 if known_calls(denoiser, options.calls, distilled) is None else REFINING
     denoiser.to(device)
     pairs = make_pairs(denoiser, sampling, seed=options.seed, count=options.pairs, batch=4 * at_once)
     judges = Judges(
@@ -144,7 +144,7 @@ def main(options: Options) -> None:
         batch=batch,
         at_once=at_once,
         judges=judges,
-        rate=options.rate or (REFINING if refining else 1.0),
+        rate=options.rate or usual_rate,
     )
     with using(store):
         store.write(name, checkpoint.with_few_calls(data, options.weights, few, default=options.default))

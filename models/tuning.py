@@ -40,7 +40,13 @@ def written_out(sampling: Sampling, width: int) -> FewCalls:
 
 
 def first_calls(denoiser: Denoiser, calls: int, distilled: int = 0) -> FewCalls:
-    """Where learning so many calls begins: what the denoiser knows of them, or else the default solver.
+    """Where learning so many calls begins: what the denoiser knows of them, or else the default solver."""
+    known = known_calls(denoiser, calls, distilled)
+    return written_out(Sampling(steps=calls), denoiser.config.width) if known is None else known
+
+
+def known_calls(denoiser: Denoiser, calls: int, distilled: int) -> FewCalls | None:
+    """What the denoiser knows of so many calls, if anything.
 
     The weights of a student, `distilled` for fewer calls, are no good to a solver: there these are extended.
     """
@@ -48,7 +54,7 @@ def first_calls(denoiser: Denoiser, calls: int, distilled: int = 0) -> FewCalls:
         return denoiser.few_calls[calls]
     if 1 < distilled < calls and distilled in denoiser.few_calls:
         return extended(denoiser.few_calls[distilled], calls)
-    return written_out(Sampling(steps=calls), denoiser.config.width)
+    return None
 
 
 def extended(few: FewCalls, calls: int) -> FewCalls:

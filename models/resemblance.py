@@ -7,18 +7,22 @@ Of a picture these are means and deviations of its three colours and of every ch
 at it in its own size and enlarged; of the colours and the two deepest stages of whole pictures it is a mean for each
 quarter. They are taken along the photographs' foremost principal components, divided by the square root of each one's
 deviation: half-way to whitening, under which what hardly differs among photographs would count as much as anything.
+What photographs hardly differ in, the texture of fur say, all generated pictures may have wrong: so each of the S
+statistics counts besides, in units of its deviation, but by its mean alone.
 
 Sets of pictures are compared by their maximum mean discrepancy (Gretton et al., "A kernel two-sample test", 2012) with
-the kernel (1 + x y / sqrt(D))^2, which sees means and covariances; unbiased, so that few pictures mislead by chance
-alone. Of photographs it needs no more than these two, and takes them from others than the components: along components
-photographs differ more than their like. Pictures in hand are compared with those generated last as well, which a
-learner in small steps would make much the same again.
+the kernel (1 + x y / sqrt(D))^2 of components x and y, which sees means and covariances, plus 2 s t / sqrt(S) of all
+statistics s and t, which sees means; unbiased, so that few pictures mislead by chance alone. Of photographs it needs no
+more than these, and takes them from others than the components: along components photographs differ more than their
+like. Pictures in hand are compared with those generated last as well, which a learner in small steps would make much
+the same again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,11 +36,21 @@ PHOTOGRAPHS_EACH = 4
 # So many photographs are enough for one component, and as many to measure along it.
 FEWEST = 2 * PHOTOGRAPHS_EACH
 RECENT = 3072  # pictures remembered
-# In units of sqrt(D), the length that photographs have on average: a picture beyond it counts as if it lay there. Else
-# one that went wrong would outweigh all others.
+# In units of sqrt(D), and sqrt(S), the length that photographs have on average: a picture beyond it counts as if it lay
+# there. Else one that went wrong would outweigh all others.
 FARTHEST = 2.0
 TINY = 1e-4
 FIRST_QUARTERED = 4  # stage of VGG16
+
+
+class Features(NamedTuple):
+    """What counts of pictures: where they lie along the components [B, D], and all their statistics [B, S].
+
+    Both such that the kernel of two pictures is (1 + x y)^2 + s t.
+    """
+
+    along: Tensor
+    plain: Tensor
 
 
 class Resemblance:
@@ -59,31 +73,32 @@ class Resemblance:
         """
         self.trunk, self.enlarged, self.quarters, self.remembered = trunk, tuple(enlarged), quarters, remembered
         with torch.no_grad():
-            # Each second photograph for the components, the others to measure.
             views = [[self.statistics(view) for view in (some, some.flip(3))] for some in photographs]
-            first, second = (torch.cat([each[half::2] for pair in views for each in pair]) for half in (0, 1))
+            # Each second photograph for the components, the others to measure.
+            self._find_axes(torch.cat([view[::2] for pair in views for view in pair]))
+            seen, mirrored = (self._features(torch.cat([pair[side][1::2] for pair in views])) for side in (0, 1))
             del views
-            self._find_axes(first)
-            ours = self._along(second)
-        width = ours.shape[1]
-        self.mean, self.moment = ours.mean(dim=0), ours.T @ ours / len(ours)
-        same = (1.0 + ours.square().sum(dim=1) / width**0.5).square().mean()
-        pairs = 1.0 + 2.0 * self.mean.square().sum() / width**0.5 + self.moment.square().sum() / width
-        self.among_photographs = (len(ours) * pairs - same) / (len(ours) - 1)
-        self.recent = ours[:0]
+        theirs = Features(*(torch.cat(both) for both in zip(seen, mirrored, strict=True)))
+        count = len(theirs.along)
+        self.mean = Features(*(each.mean(dim=0) for each in theirs))
+        self.moment = theirs.along.T @ theirs.along / count
+        # Of all pairs but those of a photograph with itself and with its mirror image.
+        own = _kernels(theirs, theirs).mean() + _kernels(seen, mirrored).mean()
+        self.among_photographs = (count * self._with_photographs(theirs).mean() - own) / (count - 2)
+        self.recent = Features(*(each[:0] for each in theirs))
 
     def _find_axes(self, vectors: Tensor) -> None:
         """Set the centre and the components, from statistics [N, S], which are changed."""
         deviation, self.centre = torch.std_mean(vectors, dim=0)
-        scale = deviation + 10 * TINY
-        scaled = vectors.sub_(self.centre).div_(scale)
+        self.scale = deviation + 10 * TINY
+        scaled = vectors.sub_(self.centre).div_(self.scale)
         count = min(COMPONENTS, len(scaled) // FEWEST)  # mirrored ones are not counted
         with torch.random.fork_rng([scaled.device] if scaled.is_cuda else []):  # the algorithm draws; always the same
             torch.manual_seed(0)
             _, strengths, axes = torch.svd_lowrank(scaled, q=min(count + 64, *scaled.shape), niter=3)
         deviations = strengths[:count] / len(scaled) ** 0.5
         # Such that the variance of photographs along a component is 1 on average.
-        self.axes = axes[:, :count] / (deviations * deviations.mean()).sqrt() / scale[:, None]
+        self.axes = axes[:, :count] / (deviations * deviations.mean()).sqrt()
 
     def statistics(self, pictures: Tensor) -> Tensor:
         """Means and deviations [B, S] of pictures [B, 3, Y, X]."""
@@ -101,14 +116,18 @@ class Resemblance:
     def _means(self, maps: Tensor, *, quartered: bool) -> Tensor:
         return F.adaptive_avg_pool2d(maps, 2 if quartered and self.quarters else 1).flatten(1)
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """Where pictures [B, 3, Y, X] lie along the components [B, D]."""
-        return self._along(self.statistics(pictures))
+    def features(self, pictures: Tensor) -> Features:
+        """What counts of pictures [B, 3, Y, X]."""
+        return self._features(self.statistics(pictures))
 
-    def _along(self, vectors: Tensor) -> Tensor:
-        ours = (vectors - self.centre) @ self.axes
-        bound = FARTHEST * ours.shape[1] ** 0.5
-        return ours * (bound / ours.norm(dim=1, keepdim=True)).clamp(max=1.0)
+    def _features(self, vectors: Tensor) -> Features:
+        scaled = (vectors - self.centre) / self.scale
+        return Features(_near(scaled @ self.axes), 2**0.5 * _near(scaled))
+
+    def _with_photographs(self, ours: Features) -> Tensor:
+        """The mean kernel [B] of each of ours with a photograph."""
+        squares = (ours.along @ self.moment * ours.along).sum(dim=1)
+        return 1.0 + 2.0 * ours.along @ self.mean.along + squares + ours.plain @ self.mean.plain
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """How far pictures [B, 3, Y, X] and the recent ones, two or more in all, are from the photographs, a scalar.
@@ -116,12 +135,11 @@ class Resemblance:
         Its gradient is that of the pictures' own share: as if only they, and all like them, were still to be made.
         """
         ours = self.features(pictures)
-        width = ours.shape[1]
-        others = torch.cat([ours.detach(), self.recent])
-        self.recent = others[: self.remembered]
-        kernel = (1.0 + ours @ others.T / width**0.5).square()
-        among = (kernel.sum(dim=1) - kernel.diagonal()) / max(len(others) - 1, 1)  # without what each has with itself
-        across = 1.0 + 2.0 * ours @ self.mean / width**0.5 + (ours @ self.moment * ours).sum(dim=1) / width
+        others = Features(*(torch.cat([new.detach(), old]) for new, old in zip(ours, self.recent, strict=True)))
+        self.recent = Features(*(each[: self.remembered] for each in others))
+        kernel = (1.0 + ours.along @ others.along.T).square() + ours.plain @ others.plain.T
+        among = (kernel.sum(dim=1) - kernel.diagonal()) / max(kernel.shape[1] - 1, 1)  # not what each has with itself
+        across = self._with_photographs(ours)
         discrepancy = (among - 2.0 * across).mean().detach() + self.among_photographs
         pull = 2.0 * (among - across).mean()
         return discrepancy + pull - pull.detach()
@@ -149,6 +167,17 @@ def cut(pictures: Tensor, places: Tensor, height: int, width: int) -> Tensor:
     rows = along(height, num_rows, places[:, 0])[:, None, :, None].expand(-1, channels, -1, num_columns)
     columns = along(width, num_columns, places[:, 1])[:, None, None, :].expand(-1, channels, height, -1)
     return pictures.gather(2, rows).gather(3, columns)
+
+
+def _kernels(a: Features, b: Features) -> Tensor:
+    """The kernel [B] of each of a with the same of b."""
+    return (1.0 + (a.along * b.along).sum(dim=1)).square() + (a.plain * b.plain).sum(dim=1)
+
+
+def _near(places: Tensor) -> Tensor:
+    """Places [B, N], none farther than FARTHEST, divided by the square root of sqrt(N)."""
+    unit = places.shape[1] ** 0.5
+    return places * (FARTHEST * unit / places.norm(dim=1, keepdim=True)).clamp(max=1.0) / unit**0.5
 
 
 def _deviations(maps: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.resemblance import FARTHEST, Resemblance, cut
+from models.resemblance import FARTHEST, Features, Resemblance, cut
 from models.vgg import load_vgg
 
 
 def clouds(count: int, seed: int) -> Tensor:
     """Pictures that differ in what large parts of them are like, as photographs do."""
-    small = torch.rand(count, 3, 3, 3, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    small = torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed)) * 2 - 1
     return F.interpolate(small, size=(16, 16), mode="bilinear")
 
 
@@ -36,8 +36,8 @@ def judge(trained: Resemblance) -> Resemblance:
     return copy.copy(trained)
 
 
-def kernel(a: Tensor, b: Tensor) -> Tensor:
-    return (1 + a @ b.T / a.shape[1] ** 0.5).square()
+def kernel(a: Features, b: Features) -> Tensor:
+    return (1 + a.along @ b.along.T).square() + a.plain @ b.plain.T
 
 
 def measured(photographs: Tensor) -> Tensor:
@@ -45,12 +45,17 @@ def measured(photographs: Tensor) -> Tensor:
     return torch.cat([photographs[1::2], photographs[1::2].flip(3)])
 
 
-def among(ours: Tensor) -> Tensor:
-    return kernel(ours, ours)[~torch.eye(len(ours), dtype=torch.bool)].mean()
+def among(ours: Features) -> Tensor:
+    return kernel(ours, ours)[~torch.eye(len(ours.along), dtype=torch.bool)].mean()
 
 
-def pair_by_pair(ours: Tensor, theirs: Tensor) -> Tensor:
-    return among(ours) - 2 * kernel(ours, theirs).mean() + among(theirs)
+def among_photographs(theirs: Features) -> Tensor:
+    """Without pairs of a photograph and its mirror image, which say nothing of photographs."""
+    return kernel(theirs, theirs)[~torch.eye(len(theirs.along) // 2, dtype=torch.bool).repeat(2, 2)].mean()
+
+
+def pair_by_pair(ours: Features, theirs: Features) -> Tensor:
+    return among(ours) - 2 * kernel(ours, theirs).mean() + among_photographs(theirs)
 
 
 def test_it_is_the_discrepancy_of_all_pairs_in_value_and_slope(judge: Resemblance, photographs: Tensor) -> None:
@@ -77,23 +82,25 @@ def test_pictures_are_compared_with_recent_ones_too(judge: Resemblance, photogra
         judge(first)
         found = judge(then)
         before, ours, theirs = (judge.features(each) for each in (first, then, measured(photographs)))
-        both = torch.cat([ours, before])
+        both = Features(*map(torch.cat, zip(ours, before, strict=True)))
         kernels = kernel(ours, both)
         kernels.fill_diagonal_(0.0)
-        expected = kernels.sum() / (10 * 39) - 2 * kernel(ours, theirs).mean() + among(theirs)
+        expected = kernels.sum() / (10 * 39) - 2 * kernel(ours, theirs).mean() + among_photographs(theirs)
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(judge.recent, both)
         judge.remembered = 35
         judge(first)
-        torch.testing.assert_close(judge.recent, torch.cat([before, ours[:5]]))
+        kept = Features(*(torch.cat([old, new[:5]]) for old, new in zip(before, ours, strict=True)))
+        torch.testing.assert_close(judge.recent, kept)
 
 
 def test_one_picture_that_went_wrong_does_not_outweigh_all_others(judge: Resemblance) -> None:
     pictures = clouds(20, 9)
     pictures[0] = 1.0
-    lengths = judge.features(pictures).norm(dim=1) / len(judge.mean) ** 0.5
-    assert lengths[0] == pytest.approx(FARTHEST)
-    assert lengths[1:].max() < FARTHEST
+    for places, scale in zip(judge.features(pictures), (1.0, 2**0.5), strict=True):
+        lengths = places.norm(dim=1) / places.shape[1] ** 0.25 / scale
+        assert lengths[0] == pytest.approx(FARTHEST)
+        assert lengths[1:].max() < FARTHEST
 
 
 def test_without_quarters_it_does_not_matter_where_something_is(trained: Resemblance, vgg_file: Path) -> None:

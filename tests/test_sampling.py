@@ -49,9 +49,8 @@ def test_noise_made_in_pieces_for_a_gpu_is_that_of_the_pictures(between):
         weights, "of the test", count=150, shard_size=150, seed=3, solver="deis", schedule="early", steps=3,
         batch_size=80, threads=1, between=between,
     )  # fmt: skip
-    batches = [plan.pictures.between(0, 80), plan.pictures.between(80, 150)]  # neither is a number of whole pieces
-    found = ShardSampler(denoiser, plan)._noises(batches, pin_memory=False)
-    assert [len(noise) for noise in found] == [80, 70]
+    found = ShardSampler(denoiser, plan).noises(plan.shard(0))
+    assert [len(noise) for noise in found] == [80, 70]  # neither is a number of whole pieces
     assert torch.equal(torch.cat(list(found)), noise_of(denoiser, plan, plan.pictures))
 
 

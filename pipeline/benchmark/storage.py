@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from models import checkpoint
@@ -21,7 +23,7 @@ from pipeline.benchmark.baseline import eager_draw
 from pipeline.benchmark.bench import ROLLOUT, Bench, Row
 from pipeline.datasets import plan_file
 from pipeline.datasets.indices import Indices
-from pipeline.datasets.plan import GenerationPlan, RenderPlan
+from pipeline.datasets.plan import GenerationPlan, RenderPlan, Shard
 from pipeline.datasets.splat_dataset import SplatDataset, write_table
 from pipeline.execution.threads import ordered
 from pipeline.generation.sampling import HANDS, ShardSampler, plan_for
@@ -32,7 +34,10 @@ SIDE = 512
 
 
 def generate(bench: Bench) -> None:
-    """Noise to committed Parquet files, by as many threads as an actor of bulk generation has hands."""
+    """Noise to committed Parquet files, by as many threads as an actor of bulk generation has hands.
+
+    Beside it what these do at both ends, alone: the noise, and the files of tables that are there.
+    """
     batch, steps = ROLLOUT[bench.device]
     sampling = next(iter(bench.learned), Sampling(steps=steps))
     size, shards = (4096, 24) if bench.cuda else (4, 3)
@@ -46,22 +51,25 @@ def generate(bench: Bench) -> None:
     ):
         store = Store(place)
 
-        def work(number: int) -> None:
-            shard = plan.shard(number)
-            table = sampler(shard)
+        def keep(shard: Shard, table: pa.Table) -> None:
             with store.create(plan.data(shard)) as output:
                 write_table(table, output.file)
 
-        deque(pool.map(work, range(shards, shards + hands)), maxlen=0)  # warms up
-        begun = time.perf_counter()
-        deque(pool.map(work, range(shards)), maxlen=0)
-        seconds = time.perf_counter() - begun
-    rate = shards * size / seconds
-    what = f"{sampling.solver}, {sampling.steps} calls"
+        def timed(name: str, work: Callable[[Shard], object]) -> Row:
+            deque(pool.map(work, map(plan.shard, range(shards, shards + hands))), maxlen=0)  # warms up
+            begun = time.perf_counter()
+            deque(pool.map(work, map(plan.shard, range(shards))), maxlen=0)
+            seconds = time.perf_counter() - begun
+            return Row(name, "pictures", shards * size / seconds, seconds, 0.0, 1, None, None, None)
+
+        extent = f"{shards} shards of {size}"
+        bench.add(timed(f"noise of {extent}", sampler.noises))
+        table = sampler(plan.shard(0))
+        bench.add(timed(f"files of {extent}", lambda shard: keep(shard, table)))
+        what = f"{sampling.solver}, {sampling.steps} calls"
+        row = timed(f"generate {what}, {extent}", lambda shard: keep(shard, sampler(shard)))
     bare = [row for row in bench.rows if row.name.startswith(f"rollout {what}, batch {batch}")]
-    note = f"{rate / bare[-1].rate:.0%} of the bare rollout" if bare else ""
-    name = f"generate {what}, {shards} shards of {size}"
-    bench.add(Row(name, "pictures", rate, seconds, 0.0, 1, None, None, None, note))
+    bench.add(dataclasses.replace(row, note=f"{row.rate / bare[-1].rate:.0%} of the bare rollout" if bare else ""))
 
 
 def read(bench: Bench) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
@@ -51,6 +51,7 @@ class ShardSampler:
     def __init__(self, denoiser: Denoiser, plan: GenerationPlan) -> None:
         self._denoiser, self._plan = denoiser, plan
         self._sampling = sampler.Sampling(plan.solver, plan.schedule, plan.steps)
+        self._on_gpu = next(denoiser.parameters()).is_cuda
         self._turn = threading.Lock()  # of the thread that gives the GPU its next work
         # By their size, the batches that came so far; of those that came again a recording.
         self._recorded: dict[int, RecordedSample | None] = {}
@@ -62,12 +63,8 @@ class ShardSampler:
         On one kind of device a pure function of weights, plan and shard, and of torch's number of threads on a CPU: the
         noise of a picture comes from its index, and the batches begin at the shard's first picture.
         """
-        size = self._plan.batch_size
-        batches = [shard.indices.between(start, start + size) for start in range(0, len(shard.indices), size)]
-        on_gpu = next(self._denoiser.parameters()).is_cuda
-        fields = self._on_gpu(batches) if on_gpu else self._on_cpu(batches)
         tables = []
-        for batch, field in zip(batches, fields, strict=True):
+        for batch, field in zip(self._batches(shard), self._fields(shard), strict=True):
             if not (np.abs(field) <= np.finfo(np.float16).max).all():
                 raise UserError(
                     f"the weights give splats that are not finite numbers, in {shard.name}: use other weights"
@@ -75,23 +72,28 @@ class ShardSampler:
             tables.append(to_table(self._plan, batch, field))
         return pa.concat_tables(tables)
 
-    def _on_cpu(self, batches: Iterable[Indices]) -> Iterator[np.ndarray]:
-        for batch in batches:
-            noise = noise_of(self._denoiser, self._plan, batch)
-            yield sampler.sample(self._denoiser, noise, **asdict(self._sampling)).numpy()
+    def _batches(self, shard: Shard) -> list[Indices]:
+        size = self._plan.batch_size
+        return [shard.indices.between(start, start + size) for start in range(0, len(shard.indices), size)]
 
-    def _on_gpu(self, batches: Sequence[Indices]) -> Iterator[np.ndarray]:
-        """Fields, on the host, of batches whose noise there is before it is their turn."""
-        noises = self._noises(batches, pin_memory=True)
+    def _fields(self, shard: Shard) -> Iterator[np.ndarray]:
+        """The fields of each batch of a shard, on the host; a GPU has all of their noise before it is their turn."""
+        if not self._on_gpu:
+            for batch in self._batches(shard):
+                noise = noise_of(self._denoiser, self._plan, batch)
+                yield sampler.sample(self._denoiser, noise, **asdict(self._sampling)).numpy()
+            return
+        noises = self.noises(shard)
         with self._turn:
             # Noise is let go of as soon as the GPU has it.
-            begun = deque(download(self._sample(noises.popleft())) for _ in batches)
+            begun = deque(download(self._sample(noises.popleft())) for _ in range(len(noises)))
         while begun:
             yield begun.popleft()()
 
-    def _noises(self, batches: Sequence[Indices], *, pin_memory: bool) -> deque[Tensor]:
-        """The noise of each batch, made piecewise in many threads; a GPU copies from pinned memory by itself."""
-        noises = deque(torch.empty(len(batch), 3, *self._denoiser.size, pin_memory=pin_memory) for batch in batches)
+    def noises(self, shard: Shard) -> deque[Tensor]:
+        """The noise of each batch of a shard, made piecewise in many threads; for a GPU in pinned memory."""
+        batches = self._batches(shard)
+        noises = deque(torch.empty(len(batch), 3, *self._denoiser.size, pin_memory=self._on_gpu) for batch in batches)
         pieces = [
             self._noise_makers.submit(
                 noise_of,

@@ -9,9 +9,11 @@ The same command continues a run that was stopped. OUT/weights.safetensors is wh
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from jobs.cli import check_numbers, run
 from models import checkpoint
@@ -23,6 +25,7 @@ from models.losses import Objective
 from models.perceptual import load_lpips
 from pipeline.datasets.indices import LARGEST
 from pipeline.execution.cluster import connect
+from pipeline.photographs.prepared import fingerprint
 from pipeline.training import distributed
 from pipeline.training.recipe import Budget, Recipe, Run
 from pipeline.training.training_set import check
@@ -152,7 +155,8 @@ class Options:
 
 def main(options: Options) -> None:
     """Check what can be checked here, then train on the cluster."""
-    largest = largest_side(options.photos) if options.photos is not None else 0
+    photographs = check(options.photos)[2] if options.photos is not None else None
+    largest = largest_side(photographs)
     if options.photos is not None and options.detail > largest:
         remedy = f"; --detail {largest} takes the largest" if largest >= LEAST_DETAIL else ""
         print(f"no photograph has --detail {options.detail} px: learning from them at the model's size alone{remedy}")
@@ -169,14 +173,14 @@ def main(options: Options) -> None:
     with connect() as cluster:
         if cluster.gpus:
             cluster.require_gpus(options.workers)
-        settings = make_run(options, model, start, weights, largest=largest, gpus=bool(cluster.gpus))
+        settings = make_run(options, model, start, weights, photographs, gpus=bool(cluster.gpus))
         last = distributed.run(settings, gpus=cluster.gpus, cpus_per_worker=cluster.cpu_share(options.workers, 1))
     print(f"trained {last['step']:,.0f} steps in {last['minutes']:.1f} minutes: {options.out}/weights.safetensors")
 
 
-def largest_side(photos: str) -> int:
-    """The side of the largest photographs of a prepared set, in pixels."""
-    return max(map(int, check(photos)[2]["sides"]), default=0)
+def largest_side(photographs: Mapping[str, Any] | None) -> int:
+    """The side of the largest photographs of a prepared set, by its record, in pixels; 0 without any."""
+    return max(map(int, photographs["sides"] if photographs else ()), default=0)
 
 
 def pictures(options: Options, *, gpus: bool) -> tuple[int, int]:
@@ -190,17 +194,23 @@ def pictures(options: Options, *, gpus: bool) -> tuple[int, int]:
 
 
 def make_run(
-    options: Options, model: DenoiserConfig, start: str | None, weights: str | None, *, largest: int, gpus: bool
+    options: Options,
+    model: DenoiserConfig,
+    start: str | None,
+    weights: str | None,
+    photographs: Mapping[str, Any] | None,
+    *,
+    gpus: bool,
 ) -> Run:
     """The run that the options ask for, on GPUs or not, from `weights` with the fingerprint `start`.
 
-    `largest` is the side of the largest photographs.
+    `photographs` is the record of the prepared set of the options.
     """
     batch, pieces = pictures(options, gpus=gpus)
     usual = DISTILLING if options.distil else TRAINING
     objective = options.objective
     judged = bool(options.distil and options.photos and objective.photographs)
-    if not (judged and 0 < options.detail <= largest):
+    if not (judged and 0 < options.detail <= largest_side(photographs)):
         objective = replace(objective, detail_photographs=0.0)
     recipe = Recipe(
         model=model,
@@ -215,6 +225,7 @@ def make_run(
         resemblance=judged,
         dropout=options.dropout,
         start=start,
+        photographs=fingerprint(photographs) if photographs else None,
         objective=objective,
         detail=options.detail,
         lpips=options.lpips is not None,

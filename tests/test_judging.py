@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from jobs.train import Options, largest_side, make_run
+from jobs.train import Options, make_run
 from models.errors import UserError
 from models.losses import Objective
 from models.perceptual import load_lpips
@@ -17,7 +17,7 @@ from models.resemblance import Resemblance
 from pipeline.training import judging
 from pipeline.training.batches import as_image
 from pipeline.training.judging import likeness
-from pipeline.training.training_set import load
+from pipeline.training.training_set import check, load
 
 
 def test_large_photographs_judge_in_windows(
@@ -67,5 +67,5 @@ def test_detail_is_judged_for_students_that_see_large_photographs(
 ) -> None:
     """Elsewhere the recipe says none, as it was before there was any: such runs go on."""
     options = Options(out="out", photos=prepared_cats, lpips="vgg", steps=1, **given)
-    run = make_run(options, options.model(), None, None, largest=largest_side(prepared_cats), gpus=False)
+    run = make_run(options, options.model(), None, None, check(prepared_cats)[2], gpus=False)
     assert run.recipe.objective.detail_photographs == weight

@@ -193,6 +193,14 @@ def test_rerun_gives_the_same_bytes_and_other_options_are_refused(
     assert "have changed" in fails(capsys, "--photos", cats, "--out", out)
 
 
+def test_a_set_has_the_fingerprint_of_its_photographs_wherever_it_lies(tmp_path: Path) -> None:
+    some, again, fewer = (
+        prepared.fingerprint(prepare(list(map(str, files)), str(tmp_path / name)))
+        for name, files in (("some", FILES), ("again", FILES), ("fewer", FILES[1:]))
+    )
+    assert some == again != fewer
+
+
 def test_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     (tmp_path / "empty").mkdir()

@@ -233,6 +233,13 @@ def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
     other = dataclasses.replace(RECIPE, dropout=0.5)
     with pytest.raises(UserError, match=r"another recipe: dropout was 0\.0, now 0\.5"):
         State.new(other, CPU).restore(tmp_path, other)
+    # Photographs of old runs are not known.
+    first, others = (dataclasses.replace(RECIPE, photographs=name) for name in ("first", "others"))
+    State.new(first, CPU).restore(tmp_path, first)
+    state.save(tmp_path, first)
+    with pytest.raises(UserError, match="another recipe: photographs was first, now others"):
+        State.new(others, CPU).restore(tmp_path, others)
+    state.save(tmp_path, RECIPE)
     # In how many pieces a step is seen may change, as the number of workers may.
     State.new(RECIPE, CPU).restore(tmp_path, dataclasses.replace(RECIPE, pieces=2))
 

@@ -10,8 +10,10 @@ area. Both are PNG.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -60,6 +62,12 @@ def read_record(fs: Any, root: str, url: str) -> dict[str, Any] | None:
     if version > FORMAT:
         raise UserError(f"{url} has format {version}; this version reads up to {FORMAT}: use a newer splatcats")
     return record
+
+
+def fingerprint(record: Mapping[str, Any]) -> str:
+    """What tells a set, by its record, from sets of other photographs: the same for a copy of it elsewhere."""
+    files = [(file["name"], file["rows"], file["bytes"]) for file in record["files"]]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def finished(fs: Any, root: str, url: str, options: dict[str, Any]) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from models.sampler import DEFAULT_SAMPLING, LEARNED, Sampling
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides what training computes, beside the photographs and how long it goes on.
+    """What decides what training computes, beside how long it goes on.
 
     A field that comes later, here or in its parts, has as its default what was done before it: so runs that were begun
     without it go on.
@@ -32,6 +32,7 @@ class Recipe:
     distil: int = 0  # calls of a student to distil from the weights to start from; 0: train on photographs
     resemblance: bool = False  # whether photographs' statistics are what a student learns from as well
     start: str | None = None  # fingerprint of the weights that training started from
+    photographs: str | None = None  # fingerprint of the prepared set; None, in old runs too: not known
     detail: int = 256  # photographs of at least this side supervise at high resolution too; 0 for none
     detail_pixels: int = 128  # side at which splats are drawn against high-resolution photographs
     lpips: bool = True  # whether the perceptual terms are on

@@ -107,6 +107,7 @@ class State:
         before, ours = (flat(json.loads(json.dumps(asdict(one)))) for one in (Recipe(), recipe))
         theirs = before | flat(about["recipe"])
         theirs["pieces"] = ours["pieces"]  # which, like the number of ranks, is a matter of the machines at hand
+        theirs["photographs"] = theirs["photographs"] or ours["photographs"]
         changed = [
             f"{key} was {theirs.get(key)}, now {ours.get(key)}"
             for key in sorted(ours.keys() | theirs.keys())

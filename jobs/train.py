@@ -25,7 +25,6 @@ from models.losses import Objective
 from models.perceptual import load_lpips
 from pipeline.datasets.indices import LARGEST
 from pipeline.execution.cluster import connect
-from pipeline.photographs.prepared import fingerprint
 from pipeline.training import distributed
 from pipeline.training.recipe import Budget, Recipe, Run
 from pipeline.training.training_set import check
@@ -223,9 +222,10 @@ def make_run(
         augment=0.0 if options.distil else options.augment,
         distil=options.distil,
         resemblance=judged,
+        every_mean=judged,
         dropout=options.dropout,
         start=start,
-        photographs=fingerprint(photographs) if photographs else None,
+        photographs=photographs.get("fingerprint") if photographs else None,  # sets of before 0.7.0 have none
         objective=objective,
         detail=options.detail,
         lpips=options.lpips is not None,

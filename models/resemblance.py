@@ -8,14 +8,14 @@ at it in its own size and enlarged; of the colours and the two deepest stages of
 quarter. They are taken along the photographs' foremost principal components, divided by the square root of each one's
 deviation: half-way to whitening, under which what hardly differs among photographs would count as much as anything.
 What photographs hardly differ in, the texture of fur say, all generated pictures may have wrong: so each of the S
-statistics counts besides, in units of its deviation, but by its mean alone.
+statistics counts besides, in units of its deviation; but by its mean alone, of which there is only one.
 
 Sets of pictures are compared by their maximum mean discrepancy (Gretton et al., "A kernel two-sample test", 2012) with
 the kernel (1 + x y / sqrt(D))^2 of components x and y, which sees means and covariances, plus 2 s t / sqrt(S) of all
-statistics s and t, which sees means; unbiased, so that few pictures mislead by chance alone. Of photographs it needs no
-more than these, and takes them from others than the components: along components photographs differ more than their
-like. Pictures in hand are compared with those generated last as well, which a learner in small steps would make much
-the same again.
+statistics s and t, which sees means; unbiased, so that few pictures mislead by chance alone, but for a constant where
+several windows are of one photograph. Of photographs it needs no more than means and covariances, and takes them from
+others than the components: along these photographs differ more than their like. Pictures in hand are compared with
+those generated last as well, which a learner in small steps would make much the same again.
 """
 
 from __future__ import annotations

@@ -69,3 +69,5 @@ def test_detail_is_judged_for_students_that_see_large_photographs(
     options = Options(out="out", photos=prepared_cats, lpips="vgg", steps=1, **given)
     run = make_run(options, options.model(), None, None, check(prepared_cats)[2], gpus=False)
     assert run.recipe.objective.detail_photographs == weight
+    assert run.recipe.photographs == check(prepared_cats)[2]["fingerprint"]
+    assert run.recipe.every_mean == run.recipe.resemblance

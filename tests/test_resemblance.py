@@ -68,6 +68,17 @@ def test_it_is_the_discrepancy_of_all_pairs_in_value_and_slope(judge: Resemblanc
     assert (slopes[0] - slopes[1]).norm() < 1e-3 * slopes[1].norm()
 
 
+def test_every_statistic_counts_in_units_of_its_deviation(judge: Resemblance, photographs: Tensor) -> None:
+    pictures = clouds(5, 8)
+    deviation, mean = torch.std_mean(
+        torch.cat([judge.statistics(photographs[::2]), judge.statistics(photographs[::2].flip(3))]), dim=0
+    )
+    scaled = (judge.statistics(pictures) - mean) / (deviation + 1e-3)
+    found, length = judge.features(pictures).plain, scaled.shape[1] ** 0.5
+    assert scaled.norm(dim=1).max() < FARTHEST * length
+    torch.testing.assert_close(found @ found.T, 2 * scaled @ scaled.T / length, rtol=1e-2, atol=1e-2)
+
+
 def test_pictures_like_photographs_are_near_and_others_far(judge: Resemblance) -> None:
     with torch.no_grad():
         judge(clouds(100, 2))

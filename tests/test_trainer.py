@@ -237,7 +237,9 @@ def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
     first, others = (dataclasses.replace(RECIPE, photographs=name) for name in ("first", "others"))
     State.new(first, CPU).restore(tmp_path, first)
     state.save(tmp_path, first)
-    with pytest.raises(UserError, match="another recipe: photographs was first, now others"):
+    with pytest.raises(
+        UserError, match="--photos is not the set that the run in --out was begun with; give another --out"
+    ):
         State.new(others, CPU).restore(tmp_path, others)
     state.save(tmp_path, RECIPE)
     # In how many pieces a step is seen may change, as the number of workers may.

@@ -36,7 +36,7 @@ SIDE = 512
 def generate(bench: Bench) -> None:
     """Noise to committed Parquet files, by as many threads as an actor of bulk generation has hands.
 
-    Beside it what these do at both ends, alone: the noise, and the files of tables that are there.
+    Beside it what these do at both ends, alone: the noise for a GPU, and the files of tables that are there.
     """
     batch, steps = ROLLOUT[bench.device]
     sampling = next(iter(bench.learned), Sampling(steps=steps))
@@ -47,12 +47,12 @@ def generate(bench: Bench) -> None:
     sampler = ShardSampler(checkpoint.load(checkpoint.PRETRAINED).to(bench.device), plan)
     with (
         folder() as place,
+        folder() as other,
         ThreadPoolExecutor(hands, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
-        store = Store(place)
 
-        def keep(shard: Shard, table: pa.Table) -> None:
-            with store.create(plan.data(shard)) as output:
+        def keep(place: str, shard: Shard, table: pa.Table) -> None:
+            with Store(place).create(plan.data(shard)) as output:
                 write_table(table, output.file)
 
         def timed(name: str, work: Callable[[Shard], object]) -> Row:
@@ -63,11 +63,12 @@ def generate(bench: Bench) -> None:
             return Row(name, "pictures", shards * size / seconds, seconds, 0.0, 1, None, None, None)
 
         extent = f"{shards} shards of {size}"
-        bench.add(timed(f"noise of {extent}", sampler.noises))
+        if bench.cuda:
+            bench.add(timed(f"noise of {extent}", sampler.noises))
         table = sampler(plan.shard(0))
-        bench.add(timed(f"files of {extent}", lambda shard: keep(shard, table)))
+        bench.add(timed(f"files of {extent}", lambda shard: keep(other, shard, table)))
         what = f"{sampling.solver}, {sampling.steps} calls"
-        row = timed(f"generate {what}, {extent}", lambda shard: keep(shard, sampler(shard)))
+        row = timed(f"generate {what}, {extent}", lambda shard: keep(place, shard, sampler(shard)))
     bare = [row for row in bench.rows if row.name.startswith(f"rollout {what}, batch {batch}")]
     bench.add(dataclasses.replace(row, note=f"{row.rate / bare[-1].rate:.0%} of the bare rollout" if bare else ""))
 

@@ -127,6 +127,7 @@ def _make(store: Store, places: list[sources.Place], options: dict[str, Any]) ->
     ignored = sum((place.ignored for place in places), Counter[str]())
     record = {
         "format": prepared.FORMAT,
+        "fingerprint": prepared.fingerprint(seen),
         "read": num_read,
         "kept": len(seen),
         "heldout": num_heldout,

@@ -2,7 +2,7 @@
 
     OUT/photos-00000.parquet ...   id, source, heldout, side, image64, image; about 64 MB a file
     OUT/unreadable.txt             every file that could not be used, with its reason
-    OUT/prepared.json              written last: counts, options, the list of files; without it there is no set
+    OUT/prepared.json              written last: counts, fingerprint, options, files; without it there is no set
 
 `id` is the sha256 of the crop's pixels. `image` has side x side pixels, and `image64` is exactly `image` reduced by
 area. Both are PNG.
@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
@@ -64,10 +64,9 @@ def read_record(fs: Any, root: str, url: str) -> dict[str, Any] | None:
     return record
 
 
-def fingerprint(record: Mapping[str, Any]) -> str:
-    """What tells a set, by its record, from sets of other photographs: the same for a copy of it elsewhere."""
-    files = [(file["name"], file["rows"], file["bytes"]) for file in record["files"]]
-    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+def fingerprint(ids: Iterable[bytes]) -> str:
+    """What tells a set, by the ids of its photographs in any order, from sets of others."""
+    return hashlib.sha256(b"".join(sorted(ids))).hexdigest()
 
 
 def finished(fs: Any, root: str, url: str, options: dict[str, Any]) -> dict[str, Any] | None:

@@ -31,8 +31,9 @@ class Recipe:
     pieces: int = 1  # a rank's pictures of a step are seen in so many pieces, one after the other, to save memory
     distil: int = 0  # calls of a student to distil from the weights to start from; 0: train on photographs
     resemblance: bool = False  # whether photographs' statistics are what a student learns from as well
+    every_mean: bool = False  # whether all of these count by their means, as they do since 0.7.0
     start: str | None = None  # fingerprint of the weights that training started from
-    photographs: str | None = None  # fingerprint of the prepared set; None, in old runs too: not known
+    photographs: str | None = None  # fingerprint of the prepared set; None for sets and runs of before 0.7.0
     detail: int = 256  # photographs of at least this side supervise at high resolution too; 0 for none
     detail_pixels: int = 128  # side at which splats are drawn against high-resolution photographs
     lpips: bool = True  # whether the perceptual terms are on

@@ -107,7 +107,12 @@ class State:
         before, ours = (flat(json.loads(json.dumps(asdict(one)))) for one in (Recipe(), recipe))
         theirs = before | flat(about["recipe"])
         theirs["pieces"] = ours["pieces"]  # which, like the number of ranks, is a matter of the machines at hand
-        theirs["photographs"] = theirs["photographs"] or ours["photographs"]
+        known = theirs.pop("photographs"), ours.pop("photographs")
+        if all(known) and known[0] != known[1]:
+            raise UserError(
+                "--photos is not the set that the run in --out was begun with; give another --out"
+                " (--weights goes on from what that run learned)"
+            )
         changed = [
             f"{key} was {theirs.get(key)}, now {ours.get(key)}"
             for key in sorted(ours.keys() | theirs.keys())

@@ -148,7 +148,7 @@ def main(options: Options) -> None:
     )
     with using(store):
         store.write(name, checkpoint.with_few_calls(data, options.weights, few, default=options.default))
-    print(f"{counted(options.calls, 'call')} learned, with the weights they are for: {options.out}")
+    print(f"{counted(options.calls, 'call')}, with the weights they are for: {options.out}")
 
 
 def teacher(options: Options, data: bytes, distilled: int) -> Sampling:

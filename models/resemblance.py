@@ -20,6 +20,7 @@ those generated last as well, which a learner in small steps would make much the
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -143,6 +144,12 @@ class Resemblance:
         discrepancy = (among - 2.0 * across).mean().detach() + self.among_photographs
         pull = 2.0 * (among - across).mean()
         return discrepancy + pull - pull.detach()
+
+    def anew(self) -> Resemblance:
+        """The same judge, which has not seen a generated picture yet."""
+        judge = copy.copy(self)
+        judge.recent = Features(*(each[:0] for each in self.recent))
+        return judge
 
 
 @dataclass(frozen=True)

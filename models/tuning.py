@@ -6,7 +6,7 @@ together with its calls.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -143,6 +143,17 @@ class Judges:
         if self.resemblance is not None:
             terms["photographs"] = self.resemblance(made.clamp(-1.0, 1.0))
         return terms
+
+    def loss(self, denoiser: Denoiser, few: FewCalls, noise: Tensor, wanted: Tensor, *, at_once: int = 128) -> float:
+        """What few calls as they are differ by: of `noise`, from the pictures wanted of it, [B, 3, Y, X] both.
+
+        `at_once` are made together, and all looked at; the judges remember none of them.
+        """
+        few = FewCalls(**{name: tensor.to(noise.device) for name, tensor in vars(few).items()})
+        afresh = replace(self, resemblance=self.resemblance and self.resemblance.anew())
+        with torch.no_grad():
+            made = torch.cat([finish(denoiser, few, z)[1].clamp(-SHOWN, SHOWN) for z in noise.split(at_once)])
+            return float(torch.stack(list(afresh.differences(made, wanted).values())).sum())
 
 
 class Tuner:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 
 import pytest
@@ -33,7 +32,7 @@ def trained(photographs: Tensor, vgg_file: Path) -> Resemblance:
 @pytest.fixture
 def judge(trained: Resemblance) -> Resemblance:
     """One that has not seen a generated picture yet."""
-    return copy.copy(trained)
+    return trained.anew()
 
 
 def kernel(a: Features, b: Features) -> Tensor:

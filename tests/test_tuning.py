@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from models.denoiser import Denoiser, DenoiserConfig
 from models.errors import UserError
 from models.sampler import SOLVERS, Sampling, noise, rollout, sample
 from models.tuning import Judges, Tuner, first_calls, wanted, written_out
+from pipeline.training.tuning import make_pairs
+from pipeline.training.tuning import tune as learn
 
 CONFIG = DenoiserConfig(rows=2, columns=2, splats_per_patch=4, width=32, blocks=2, heads=2)
 LEARNED = {"solver": "learned", "schedule": "learned"}
@@ -79,11 +82,24 @@ def test_learned_calls_come_nearer_to_many_calls_and_hints_are_part_of_it(denois
     assert distance(learned) < distance(without)
 
 
+@pytest.mark.parametrize(("rate", "better"), [(1.0, True), (300.0, False)])
+def test_what_is_learned_is_kept_if_it_is_better(denoiser, capsys, rate, better):
+    few = written_out(Sampling(steps=2), CONFIG.width)
+    pairs = make_pairs(denoiser, Sampling(), seed=0, count=16, batch=16)
+    seconds = count(step=2.0)
+    kept = learn(
+        denoiser, few, pairs, minutes=1, batch=16, at_once=8, judges=Judges(), rate=rate, clock=lambda: next(seconds)
+    )
+    assert (kept is not few) == better
+    assert ("is no better" in capsys.readouterr().out) != better
+    assert (Judges().loss(denoiser, kept, *pairs) < Judges().loss(denoiser, few, *pairs)) == better
+
+
 def test_weights_carry_what_was_learned_and_are_sampled_by_it(tiny_weights: Path, tmp_path: Path, capsys):
     out = tmp_path / "fast.safetensors"
     options = ["--calls", "3", "--minutes", "0.02", "--pairs", "4", "--batch", "2", "--device", "cpu"]
     assert cli.run(tune.Options, tune.main, ["--weights", str(tiny_weights), "--out", str(out), *options]) == 0
-    assert "3 calls learned" in capsys.readouterr().out
+    assert "3 calls, with the weights they are for: " in capsys.readouterr().out
     again = [*options[2:], "--calls", "2", "--weights", str(out), "--out", str(out), "--no-default"]
     assert cli.run(tune.Options, tune.main, again) == 0
     data = out.read_bytes()

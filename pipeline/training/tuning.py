@@ -46,7 +46,8 @@ def tune(
 ) -> FewCalls:
     """Learn from `few` on, for so long, from `pairs` of noise and picture, on the denoiser's device.
 
-    In a step the next `batch` of them are seen, `at_once` together; steps are `rate` times as long as usual.
+    In a step the next `batch` of them are seen, `at_once` together; steps are `rate` times as long as usual. What was
+    learned is returned if it is better, for the first `batch`, than `few`, or else these.
     """
     z, x = pairs
     tuner = Tuner(few, z.device, rate)
@@ -66,4 +67,9 @@ def tune(
             means = "  ".join(f"{name} {float(total) / steps:.4f}" for name, total in sums.items())
             print(f"{means}  {duration(max(0.0, 60.0 * minutes - (said - begun)))} left", flush=True)
             sums, steps = {}, 0
-    return tuner.tunable.learned()
+    learned = tuner.tunable.learned()
+    before, after = (judges.loss(denoiser, calls, z[:batch], x[:batch], at_once=at_once) for calls in (few, learned))
+    if after < before:
+        return learned
+    print(f"what was learned is no better, {after:.4f} in all after {before:.4f}: keeping the calls it began with")
+    return few

@@ -50,9 +50,10 @@ def generate(bench: Bench) -> None:
         folder() as other,
         ThreadPoolExecutor(hands, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
+        whole, alone = Store(place), Store(other)
 
-        def keep(place: str, shard: Shard, table: pa.Table) -> None:
-            with Store(place).create(plan.data(shard)) as output:
+        def keep(store: Store, shard: Shard, table: pa.Table) -> None:
+            with store.create(plan.data(shard)) as output:
                 write_table(table, output.file)
 
         def timed(name: str, work: Callable[[Shard], object]) -> Row:
@@ -66,9 +67,9 @@ def generate(bench: Bench) -> None:
         if bench.cuda:
             bench.add(timed(f"noise of {extent}", sampler.noises))
         table = sampler(plan.shard(0))
-        bench.add(timed(f"files of {extent}", lambda shard: keep(other, shard, table)))
+        bench.add(timed(f"files of {extent}", lambda shard: keep(alone, shard, table)))
         what = f"{sampling.solver}, {sampling.steps} calls"
-        row = timed(f"generate {what}, {extent}", lambda shard: keep(place, shard, sampler(shard)))
+        row = timed(f"generate {what}, {extent}", lambda shard: keep(whole, shard, sampler(shard)))
     bare = [row for row in bench.rows if row.name.startswith(f"rollout {what}, batch {batch}")]
     bench.add(dataclasses.replace(row, note=f"{row.rate / bare[-1].rate:.0%} of the bare rollout" if bare else ""))
 

@@ -30,7 +30,7 @@ class RecordedSample:
             self._field = sample(denoiser, self._noise, **asdict(sampling))
 
     def __call__(self, noise: Tensor) -> Tensor:
-        """The splat fields [B, H, W, K, P] of noises [B, 3, Y, X], which may still be on the host, in pinned memory."""
-        self._noise.copy_(noise, non_blocking=True)
+        """The splat fields [B, H, W, K, P] of noises [B, 3, Y, X]."""
+        self._noise.copy_(noise)
         self._graph.replay()
         return self._field.clone()

@@ -224,27 +224,3 @@ def check_learned(known: Collection[int], calls: int) -> None:
 def sample(denoiser: Denoiser, noise: Tensor, *, steps: int, solver: str, schedule: str = "early") -> Tensor:
     """The splat field [B, H, W, K, P] that a rollout ends with."""
     return deque(rollout(denoiser, noise, steps=steps, solver=solver, schedule=schedule), maxlen=1)[0].field
-
-
-def slerp(a: Tensor, b: Tensor, way: Tensor) -> Tensor:
-    """Spherical interpolation of two noises [3, Y, X] at the shares `way` [B], 0 for a and 1 for b: [B, 3, Y, X].
-
-    Keeps the length that noise has, and with it what the network expects; the straight line loses up to 30 % of it.
-    """
-    angle = torch.arccos(torch.cosine_similarity(a.flatten(), b.flatten(), dim=0))
-    way = way[:, None, None, None].to(a)
-    return (torch.sin((1.0 - way) * angle) * a + torch.sin(way * angle) * b) / torch.sin(angle)
-
-
-def noise(seed: int, indices: Sequence[int], height: int, width: int, out: Tensor | None = None) -> Tensor:
-    """Standard normal noise [B, 3, height, width] on the CPU, `out` if given, picture i a function of (seed, i) alone.
-
-    The counter-based generator Philox (Salmon et al., 2011) is keyed by the pair, so no picture's noise depends on
-    how pictures are batched, sharded or ordered.
-    """
-    if out is None:
-        out = torch.empty(len(indices), 3, height, width)
-    for index, picture in zip(indices, out.numpy(), strict=True):
-        key = np.array([seed, index], dtype=np.uint64)
-        np.random.Generator(np.random.Philox(key=key)).standard_normal(dtype=np.float32, out=picture)
-    return out

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from jobs import cli, generate, render
 from models import checkpoint, sampler
 from models.denoiser import Denoiser, DenoiserConfig
+from models.noise import white_noise
 from models.perceptual import random_weights
 from pipeline.photographs.preparation import prepare
 from pipeline.training.training_set import TrainingSet, load
@@ -123,7 +124,7 @@ def cat_fields():
     def fields(count: int) -> torch.Tensor:
         nonlocal made
         if len(made) < count:
-            noise = sampler.noise(0, range(len(made), count), *denoiser.size)
+            noise = white_noise(0, range(len(made), count), *denoiser.size)
             parts = [sampler.sample(denoiser, part, steps=4, solver="deis") for part in noise.split(16)]
             made = torch.cat([made, *parts]) if len(made) else torch.cat(parts)
         return made[:count]

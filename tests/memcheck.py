@@ -11,8 +11,9 @@ import torch
 
 from models.denoiser import Denoiser, DenoiserConfig
 from models.kernels import KERNELS
+from models.noise import white_noise
 from models.rasterize import VIEWS, WHOLE, Region, rasterize
-from models.sampler import Sampling, noise, sample
+from models.sampler import Sampling, sample
 from models.splats import random_field
 
 SIZES = ((1, 1), (63, 65), (257, 129), (8, 8192))
@@ -61,7 +62,7 @@ def main() -> None:
     model = Denoiser(DenoiserConfig(blocks=2)).cuda().eval()
     how = Sampling(steps=2)
     for batch in (1, 5, 64):
-        start = noise(0, range(batch), *model.size).cuda()
+        start = white_noise(0, range(batch), *model.size, "cuda")
         sample(model, start, steps=how.steps, solver=how.solver, schedule=how.schedule)
     torch.cuda.synchronize()
     print("every kernel was launched")

@@ -13,8 +13,9 @@ from models.denoiser import Denoiser, DenoiserConfig
 from models.distillation import Student, Teacher, distillation_loss
 from models.few_calls import FewCalls
 from models.losses import Objective
+from models.noise import white_noise
 from models.resemblance import Likeness, Resemblance, cut
-from models.sampler import Sampling, noise, sample
+from models.sampler import Sampling, sample
 from models.tuning import first_calls
 from models.vgg import load_vgg
 
@@ -40,7 +41,7 @@ def learned(calls: int) -> Sampling:
 
 
 def test_a_student_begins_as_its_teacher_in_as_few_calls_and_with_what_is_known_of_them(teacher):
-    eps = noise(0, range(3), *teacher.size)
+    eps = white_noise(0, range(3), *teacher.size)
     objective = Objective(depth=0.0)
     for calls in (1, 2):
         student = begin(teacher, calls)
@@ -65,7 +66,7 @@ def test_a_student_begins_as_its_teacher_in_as_few_calls_and_with_what_is_known_
 @pytest.mark.parametrize("calls", [1, 3])
 def test_gradients_reach_the_weights_through_every_call_and_how_calls_are_made(teacher, calls):
     student = begin(teacher, calls)
-    eps = noise(0, range(2), *teacher.size)
+    eps = white_noise(0, range(2), *teacher.size)
     tutor = Teacher(teacher, Sampling())
     terms = distillation_loss(student, student.denoiser, tutor, eps, objective=Objective(), pixels=16)
     terms["loss"].backward()
@@ -86,7 +87,7 @@ def test_a_student_comes_nearer_to_its_teacher_than_the_teacher_in_as_few_calls(
         terms["loss"].backward()
         optimizer.step()
         optimizer.zero_grad()
-    start = noise(5, range(8), *teacher.size)
+    start = white_noise(5, range(8), *teacher.size)
     whole = pictures(teacher, start, tutor.sampling)
     made = pictures(student.eval().finished(), start, learned(2)), pictures(teacher, start, Sampling(steps=2))
     distance = [float((each - whole).square().mean()) for each in made]
@@ -96,7 +97,7 @@ def test_a_student_comes_nearer_to_its_teacher_than_the_teacher_in_as_few_calls(
 def test_a_student_that_sees_photographs_becomes_more_like_them_than_its_teacher(teacher, vgg_file):
     torch.manual_seed(0)
     tutor, student = Teacher(teacher, Sampling(steps=2)), begin(teacher, 2).train()
-    like_its_own = pictures(teacher, noise(6, range(300), *teacher.size), tutor.sampling)
+    like_its_own = pictures(teacher, white_noise(6, range(300), *teacher.size), tutor.sampling)
     photographs = 0.8 * like_its_own + 0.1
     judge = Resemblance(load_vgg(str(vgg_file)), photographs.split(100), enlarged=(1,))
     optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
@@ -109,7 +110,7 @@ def test_a_student_that_sees_photographs_becomes_more_like_them_than_its_teacher
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    start = noise(5, range(16), *teacher.size)
+    start = white_noise(5, range(16), *teacher.size)
     made = [pictures(teacher, start, tutor.sampling), pictures(student.eval().finished(), start, learned(2))]
     far = [float(Resemblance(judge.trunk, photographs.split(100), enlarged=(1,))(each)) for each in made]
     assert far[1] < 0.8 * far[0]
@@ -117,7 +118,7 @@ def test_a_student_that_sees_photographs_becomes_more_like_them_than_its_teacher
 
 def test_windows_of_what_a_student_draws_large_are_judged_in_detail(teacher, vgg_file):
     student, tutor = begin(teacher, 1).train(), Teacher(teacher, Sampling(steps=1))
-    eps, places = noise(6, range(4), *teacher.size), torch.rand(4, 2)
+    eps, places = white_noise(6, range(4), *teacher.size), torch.rand(4, 2)
     with torch.no_grad():
         large = teacher.draw(tutor.make(eps), 40, 40).clamp(-1.0, 1.0)
     photographs = 0.8 * cut(large.repeat(4, 1, 1, 1), torch.rand(16, 2), *teacher.size) + 0.1

@@ -21,6 +21,7 @@ from processes import wait_for_session_end
 from jobs import cli, generate, verify
 from models import checkpoint, sampler
 from models.errors import UserError
+from models.noise import white_noise
 from pipeline.datasets import records, rollout_file
 from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan_file import PLAN_FILE
@@ -77,7 +78,7 @@ def test_three_workers_write_the_same_bytes_as_one(clean, tiny_weights, tmp_path
 def test_a_picture_depends_on_its_seed_and_index_and_is_its_neighbours_distinct(clean, tiny_weights):
     denoiser = checkpoint.load(tiny_weights)
     ((indices, fields),) = SplatDataset.open(str(clean)).read(Indices.parse("5-7"))
-    alone = sampler.sample(denoiser, sampler.noise(7, [6], *denoiser.size), steps=2, solver="euler")
+    alone = sampler.sample(denoiser, white_noise(7, [6], *denoiser.size), steps=2, solver="euler")
     assert indices == [5, 6, 7]
     torch.testing.assert_close(fields[1], alone[0], atol=5e-3, rtol=2e-3)  # float16 on disk
     assert (fields[1] - fields[0]).abs().max() > 0.1
@@ -99,7 +100,7 @@ def test_the_rollout_sheet_goes_from_noise_to_the_generated_picture(clean, tiny_
     sheet = np.asarray(Image.open(clean / "rollout.png"))
     assert sheet.shape == (3 * 64, 4 * 64, 3)  # noise and 2 network calls; pictures 0, 1, 2, 9
     denoiser = checkpoint.load(tiny_weights)
-    noise = sampler.noise(7, [9], *denoiser.size)
+    noise = white_noise(7, [9], *denoiser.size)
     top = sheet[:64, -64:].astype(float) / 127.5 - 1
     np.testing.assert_allclose(top, noise[0].permute(1, 2, 0).clamp(-1, 1).numpy(), atol=0.01)
     ((_, field),) = SplatDataset.open(str(clean)).read(Indices.parse("9"))
@@ -114,7 +115,7 @@ def test_kept_rollouts_hold_every_step_and_end_as_the_dataset(splats):
     for rollout, (_, field) in zip(kept, source.read(Indices.parse("3,9")), strict=True):
         assert rollout.times == pytest.approx(sampler.early(2)[:2])
         assert rollout.noisy.shape == (2, 3, 64, 64)
-        expected = sampler.noise(0, [rollout.index], 64, 64)[0]
+        expected = white_noise(0, [rollout.index], 64, 64)[0]
         torch.testing.assert_close(rollout.noisy[0], expected, atol=2e-3, rtol=1e-3)  # float16
         torch.testing.assert_close(rollout.fields[-1], field[0], atol=5e-3, rtol=2e-3)
         assert (rollout.fields[0] - rollout.fields[1]).abs().max() > 0.01
@@ -144,14 +145,6 @@ def test_a_morph_goes_from_one_picture_of_a_dataset_to_another(clean, tiny_weigh
     for before, after in itertools.pairwise(morph):
         assert 0 < (after - before).norm() < (ends[1] - ends[0]).norm()
     assert command("--out", str(tmp_path / "morph"), *options[:-3], "2,14", "--frames", "5") == 1
-
-
-def test_the_noises_of_a_morph_keep_their_length():
-    a, b = sampler.noise(7, [2, 13], 64, 64)
-    way = sampler.slerp(a, b, torch.tensor([0.0, 0.25, 0.5, 1.0]))
-    torch.testing.assert_close(way[[0, 3]], torch.stack([a, b]))
-    torch.testing.assert_close(way.flatten(1).norm(dim=1), a.norm().expand(4), rtol=0.02, atol=0)
-    assert (0.5 * (a + b)).norm() < 0.75 * a.norm()  # what a straight line would do
 
 
 def test_killed_and_run_again_gives_the_bytes_of_an_uninterrupted_run(ray_cluster, tiny_weights, tmp_path):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from models import checkpoint, sampler
 from models.measures import border_ratio, psnr
+from models.noise import white_noise
 from models.rasterize import rasterize
 
 
@@ -20,12 +21,12 @@ def denoiser():
 def cats(denoiser):
     """Sixteen generated cats."""
     how = checkpoint.sampling(checkpoint.read(checkpoint.PRETRAINED), "bundled")
-    return sampler.sample(denoiser, sampler.noise(7, range(16), *denoiser.size), **asdict(how))
+    return sampler.sample(denoiser, white_noise(7, range(16), *denoiser.size), **asdict(how))
 
 
 def made(denoiser, indices, **sampling):
     """Pictures of seed 7 as a screen shows them."""
-    field = sampler.sample(denoiser, sampler.noise(7, indices, *denoiser.size), **sampling)
+    field = sampler.sample(denoiser, white_noise(7, indices, *denoiser.size), **sampling)
     return denoiser.draw(field, *denoiser.size).clamp(-1, 1)
 
 

@@ -16,7 +16,8 @@ from test_trainer import CPU, RECIPE, Reports
 
 from models.distillation import Teacher
 from models.errors import UserError
-from models.sampler import Sampling, noise
+from models.noise import white_noise
+from models.sampler import Sampling
 from pipeline.training import trainer
 from pipeline.training.batches import Pictures
 from pipeline.training.keeper import validate
@@ -51,7 +52,7 @@ def one_rank(rank: int, ranks: int, photographs: TrainingSet, folder: Path) -> N
 
 def one_part_of_everything(recipe: Recipe, device: torch.device, step: int, piece: int, rank: int, ranks: int) -> dict:
     """The same four noises for all ranks and pieces together, however many there are."""
-    parts = noise(0, range(4), 64, 64).chunk(ranks * recipe.pieces)
+    parts = white_noise(0, range(4), 64, 64).chunk(ranks * recipe.pieces)
     return {"noise": parts[rank * recipe.pieces + piece]}
 
 

@@ -9,11 +9,12 @@ from conftest import make_lively, make_weights
 
 from models import checkpoint
 from models.denoiser import DenoiserConfig
+from models.noise import white_noise
 from models.recorded import RecordedSample
-from models.sampler import Sampling, noise, sample
+from models.sampler import Sampling, sample
 from models.tuning import written_out
 from pipeline.execution.transfer import download
-from pipeline.generation.sampling import ShardSampler, noise_of, plan_for
+from pipeline.generation.sampling import ShardSampler, plan_for
 
 CONFIG = DenoiserConfig(width=64, blocks=2, heads=2)
 GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
@@ -42,18 +43,6 @@ def test_shards_in_hand_at_once_are_the_shards_one_after_the_other(device):
     assert at_once == one_by_one
 
 
-@pytest.mark.parametrize("between", ["", "3,8"])
-def test_noise_made_in_pieces_for_a_gpu_is_that_of_the_pictures(between):
-    denoiser, weights = make_lively(CONFIG), make_weights(CONFIG)
-    plan = plan_for(
-        weights, "of the test", count=150, shard_size=150, seed=3, solver="deis", schedule="early", steps=3,
-        batch_size=80, threads=1, between=between,
-    )  # fmt: skip
-    found = ShardSampler(denoiser, plan).noises(plan.shard(0))
-    assert [len(noise) for noise in found] == [80, 70]  # neither is a number of whole pieces
-    assert torch.equal(torch.cat(list(found)), noise_of(denoiser, plan, plan.pictures))
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_recorded_rollout_makes_what_a_rollout_makes_of_every_noise():
     denoiser = make_lively(CONFIG)
@@ -61,8 +50,8 @@ def test_a_recorded_rollout_makes_what_a_rollout_makes_of_every_noise():
     denoiser.cuda()
     for how in (Sampling(steps=3), Sampling("learned", "learned", 3)):
         recorded = RecordedSample(denoiser, how, 4)
-        starts = [noise(seed, range(4), *denoiser.size) for seed in (1, 2)]
+        starts = [white_noise(seed, range(4), *denoiser.size, "cuda") for seed in (1, 2)]
         # The second is begun before the first is there.
-        found = [download(recorded(start.pin_memory())) for start in starts]
+        found = [download(recorded(start)) for start in starts]
         for there, start in zip(found, starts, strict=True):
-            assert torch.equal(torch.from_numpy(there()), sample(denoiser, start.cuda(), **asdict(how)).cpu())
+            assert torch.equal(torch.from_numpy(there()), sample(denoiser, start, **asdict(how)).cpu())

@@ -11,7 +11,8 @@ from conftest import make_lively
 from test_trainer import STUDENT, Reports, run
 
 from models import checkpoint
-from models.sampler import Sampling, noise
+from models.noise import white_noise
+from models.sampler import Sampling
 from models.tuning import first_calls
 from pipeline.training import trainer
 from pipeline.training.recipe import Budget
@@ -31,7 +32,7 @@ def test_weights_of_a_student_know_how_its_calls_are_made(photographs: TrainingS
 def test_a_batch_in_pieces_teaches_what_it_does_at_once(
     photographs: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    everything = noise(0, range(4), 64, 64)
+    everything = white_noise(0, range(4), 64, 64)
     moved = []
     for pieces in (1, 2):
         recipe = dataclasses.replace(STUDENT, batch=4, pieces=pieces, detail=0)

@@ -18,7 +18,8 @@ from models import checkpoint
 from models.denoiser import Denoiser, DenoiserConfig
 from models.distillation import Teacher
 from models.errors import UserError
-from models.sampler import Sampling, noise, sample
+from models.noise import white_noise
+from models.sampler import Sampling, sample
 from pipeline.training import trainer
 from pipeline.training.augmentation import LABELS
 from pipeline.training.batches import Pictures
@@ -167,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_last_checkpoint
         run(photographs, reports, tmp_path / "work", Budget(steps=8, report_every=2, save_every=2), state, recipe)
     assert [path.name for path in tmp_path.glob("step-*")] == ["step-2"]
     denoiser = checkpoint.load(tmp_path / "step-2/weights.safetensors")
-    assert sample(denoiser, noise(0, [0], *denoiser.size), steps=2, solver="euler").isfinite().all()
+    assert sample(denoiser, white_noise(0, [0], *denoiser.size), steps=2, solver="euler").isfinite().all()
     again = begin(recipe)
     again.restore(tmp_path / "step-2", recipe)
     assert all(parameter.isfinite().all() for parameter in again.model.parameters())

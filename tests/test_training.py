@@ -18,7 +18,8 @@ from ray.train import ControllerError
 from jobs import cli, generate
 from jobs import train as job
 from models import checkpoint
-from models.sampler import noise, sample
+from models.noise import white_noise
+from models.sampler import sample
 from pipeline.photographs.prepared import RECORD
 from pipeline.training import distributed
 
@@ -99,7 +100,7 @@ def test_two_workers_learn_and_continue_after_a_signal(
 
     denoiser = checkpoint.load(out / "weights.safetensors")
     assert denoiser.config.width == 48
-    field = sample(denoiser, noise(0, [0, 1], *denoiser.size), steps=2, solver="euler")
+    field = sample(denoiser, white_noise(0, [0, 1], *denoiser.size), steps=2, solver="euler")
     pictures = denoiser.draw(field, 64, 64)
     assert pictures.isfinite().all()
     assert pictures.std() > 0.05

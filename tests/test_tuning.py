@@ -15,7 +15,8 @@ from jobs import cli, generate, tune
 from models import checkpoint
 from models.denoiser import Denoiser, DenoiserConfig
 from models.errors import UserError
-from models.sampler import SOLVERS, Sampling, noise, rollout, sample
+from models.noise import white_noise
+from models.sampler import SOLVERS, Sampling, rollout, sample
 from models.tuning import Judges, Tuner, first_calls, wanted, written_out
 from pipeline.training.tuning import make_pairs
 from pipeline.training.tuning import tune as learn
@@ -33,7 +34,7 @@ def denoiser() -> Denoiser:
 def test_every_solver_written_out_makes_the_same_steps(denoiser, solver):
     sampling = Sampling(solver, "early", 5)
     denoiser.few_calls = {5: written_out(sampling, CONFIG.width)}
-    start = noise(1, range(3), *denoiser.size)
+    start = white_noise(1, range(3), *denoiser.size)
     by_formula = list(rollout(denoiser, start, **asdict(sampling)))
     by_numbers = list(rollout(denoiser, start, steps=5, **LEARNED))
     for a, b in zip(by_formula, by_numbers, strict=True):
@@ -52,7 +53,7 @@ def test_calls_added_to_a_students_change_no_picture_until_they_learn(denoiser, 
     assert len(few) == calls
     assert few.times[0] == 0
     assert bool((few.times.diff() >= 0).all())
-    start = noise(1, range(3), *denoiser.size)
+    start = white_noise(1, range(3), *denoiser.size)
     before, after = (wanted(denoiser, Sampling(**LEARNED, steps=n), start) for n in (known, calls))
     torch.testing.assert_close(after, before)
     if calls == known:
@@ -66,7 +67,7 @@ def test_calls_added_to_a_students_change_no_picture_until_they_learn(denoiser, 
 
 def test_learned_calls_come_nearer_to_many_calls_and_hints_are_part_of_it(denoiser):
     few = written_out(Sampling(steps=2), CONFIG.width)
-    start, fresh = noise(2, range(32), *denoiser.size), noise(3, range(16), *denoiser.size)
+    start, fresh = white_noise(2, range(32), *denoiser.size), white_noise(3, range(16), *denoiser.size)
     pictures, expected = (wanted(denoiser, Sampling(), z) for z in (start, fresh))
     tuner = Tuner(few, "cpu")
     losses = [sum(tuner.step(denoiser, start, pictures, Judges(), progress=i / 100).values()) for i in range(100)]
@@ -137,7 +138,7 @@ def test_weights_carry_what_was_learned_and_are_sampled_by_it(tiny_weights: Path
     with pytest.raises(UserError, match="make their pictures in 3, and more calls have nothing to learn from these"):
         taught(student, 5)
 
-    z = noise(0, range(2), *after.size)
+    z = white_noise(0, range(2), *after.size)
     assert not torch.equal(sample(after, z, steps=3, **LEARNED), sample(after, z, **asdict(Sampling(steps=3))))
 
 
@@ -182,7 +183,7 @@ def test_damaged_few_calls_are_named(change, said):
 
 def test_what_is_learned_is_the_same_in_pieces_as_at_once(denoiser):
     few = written_out(Sampling(steps=2), CONFIG.width)
-    z = noise(2, range(6), *denoiser.size)
+    z = white_noise(2, range(6), *denoiser.size)
     x = wanted(denoiser, Sampling(), z)
     moved = []
     for at_once in (2, 6):

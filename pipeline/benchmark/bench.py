@@ -18,6 +18,7 @@ from torch import Tensor
 
 from models import checkpoint, sampler
 from models.denoiser import Denoiser
+from models.noise import white_noise
 from models.sampler import LEARNED, Sampling
 from pipeline.benchmark.baseline import EagerDenoiser
 
@@ -86,7 +87,7 @@ class Bench:
     def cats(self) -> Tensor:
         """Fields of a few cats: how far real splats reach decides how many matter."""
         count, steps = (16, 16) if self.cuda else (4, 4)
-        noise = sampler.noise(0, range(count), *self.denoiser.size).to(self.device)
+        noise = white_noise(0, range(count), *self.denoiser.size, self.device)
         return sampler.sample(self.denoiser, noise, steps=steps, solver="deis").clone()
 
     @property

@@ -15,6 +15,7 @@ import torch
 
 from models import sampler
 from models.losses import Objective, training_loss
+from models.noise import white_noise
 from models.perceptual import Lpips, random_weights
 from models.rasterize import rasterize, to_uint8
 from models.recorded import RecordedSample
@@ -228,7 +229,7 @@ def network(bench: Bench) -> None:
 def rollout(bench: Bench) -> None:
     """Whole rollouts from noise on the device, each solver, and the few calls that the weights learned."""
     (batch, steps), some = ROLLOUT[bench.device], 64 if bench.cuda else 2
-    noise = sampler.noise(0, range(batch), 64, 64).to(bench.device)
+    noise = white_noise(0, range(batch), 64, 64, bench.device)
     for solver in SOLVERS:
         bench.measure(
             f"rollout {solver}, {steps} calls, batch {batch}",

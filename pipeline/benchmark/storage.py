@@ -65,7 +65,7 @@ def generate(bench: Bench) -> None:
 
         extent = f"{shards} shards of {size}"
         if bench.cuda:
-            bench.add(timed(f"noise of {extent}", sampler.noises))
+            bench.add(timed(f"noise of {extent}", sampler.noise))
         table = sampler(plan.shard(0))
         bench.add(timed(f"files of {extent}", lambda shard: keep(alone, shard, table)))
         what = f"{sampling.solver}, {sampling.steps} calls"

@@ -49,6 +49,6 @@ def _rollouts(
     """All steps of the chosen pictures, a batch of pictures at a time."""
     for start in range(0, len(indices), plan.batch_size):
         batch = indices.between(start, start + plan.batch_size)
-        noise = noise_of(denoiser, plan, batch).to(next(denoiser.parameters()).device)
+        noise = noise_of(denoiser, plan, batch)
         rollout = sampler.rollout(denoiser, noise, steps=plan.steps, solver=plan.solver, schedule=plan.schedule)
         yield batch, list(rollout)

@@ -10,8 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from models.denoiser import Denoiser
+from models.noise import white_noise
 from models.rasterize import rasterize, to_uint8
-from models.sampler import DEFAULT_SAMPLING, Sampling, noise, sample
+from models.sampler import DEFAULT_SAMPLING, Sampling, sample
 
 GAP = 4
 
@@ -39,7 +40,7 @@ def sample_sheet(
     height, width = denoiser.size
     device = next(denoiser.parameters()).device
     with torch.inference_mode():
-        start = noise(seed, range(count), height, width).to(device)
+        start = white_noise(seed, range(count), height, width, device)
         field = sample(denoiser, start, **vars(sampling))
         pictures = to_uint8(denoiser.draw(field, 2 * height, 2 * width)).cpu().numpy()
     return contact_sheet(list(pictures), columns)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from models.denoiser import Denoiser
 from models.few_calls import FewCalls
-from models.sampler import Sampling, noise
+from models.noise import white_noise
+from models.sampler import Sampling
 from models.tuning import Judges, Tuner, wanted
 from pipeline.execution.progress import Ticker, duration
 
@@ -26,7 +27,7 @@ def make_pairs(denoiser: Denoiser, sampling: Sampling, *, seed: int, count: int,
     noises, pictures = [], []
     for first in range(0, count, batch):
         chosen = range(FIRST_INDEX + first, FIRST_INDEX + min(first + batch, count))
-        noises.append(noise(seed, chosen, *denoiser.size).to(device))
+        noises.append(white_noise(seed, chosen, *denoiser.size, device))
         pictures.append(wanted(denoiser, sampling, noises[-1]))
         ticker.step(min(first + batch, count))
     return torch.cat(noises), torch.cat(pictures)

@@ -23,6 +23,7 @@ from models.few_calls import MOST_CALLS
 from models.kernels import KERNELS
 from models.losses import Objective
 from models.perceptual import load_lpips
+from models.resemblance import EDITION
 from pipeline.datasets.indices import LARGEST
 from pipeline.execution.cluster import connect
 from pipeline.training import distributed
@@ -221,8 +222,7 @@ def make_run(
         ema_widths=options.ema_widths,
         augment=0.0 if options.distil else options.augment,
         distil=options.distil,
-        resemblance=judged,
-        every_mean=judged,
+        resemblance=EDITION if judged else 0,
         dropout=options.dropout,
         start=start,
         photographs=photographs.get("fingerprint") if photographs else None,  # sets of before 0.7.0 have none

@@ -7,15 +7,16 @@ Of a picture these are means and deviations of its three colours and of every ch
 at it in its own size and enlarged; of the colours and the two deepest stages of whole pictures it is a mean for each
 quarter. They are taken along the photographs' foremost principal components, divided by the square root of each one's
 deviation: half-way to whitening, under which what hardly differs among photographs would count as much as anything.
-What photographs hardly differ in, the texture of fur say, all generated pictures may have wrong: so each of the S
-statistics counts besides, in units of its deviation; but by its mean alone, of which there is only one.
+What photographs hardly differ in, the texture of fur say, all generated pictures may have wrong: so what the S
+statistics, in units of their deviations, are beyond the components counts besides; but by its mean alone, of which
+there is only one. What they are along the components is left out of that, since it would add chance and little else.
 
 Sets of pictures are compared by their maximum mean discrepancy (Gretton et al., "A kernel two-sample test", 2012) with
-the kernel (1 + x y / sqrt(D))^2 of components x and y, which sees means and covariances, plus 2 s t / sqrt(S) of all
-statistics s and t, which sees means; unbiased, so that few pictures mislead by chance alone, but for a constant where
-several windows are of one photograph. Of photographs it needs no more than means and covariances, and takes them from
-others than the components: along these photographs differ more than their like. Pictures in hand are compared with
-those generated last as well, which a learner in small steps would make much the same again.
+the kernel (1 + x y / sqrt(D))^2 of components x and y, which sees means and covariances, plus 2 s t / sqrt(S) of what
+s and t the statistics are beyond, which sees means; unbiased, so that few pictures mislead by chance alone, but for a
+constant where several windows are of one photograph. Of photographs it needs no more than means and covariances, and
+takes them from others than the components: along these photographs differ more than their like. Pictures in hand are
+compared with those generated last as well, which a learner in small steps would make much the same again.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from torch import Tensor
 
 from models.vgg import Vgg16
 
+EDITION = 3  # of how pictures are judged: a student that began with another would be judged anew
 COMPONENTS = 768  # at most
 # At least so many photographs, or windows, for each component, or there are fewer: they would tell of these alone.
 PHOTOGRAPHS_EACH = 4
@@ -45,13 +47,13 @@ FIRST_QUARTERED = 4  # stage of VGG16
 
 
 class Features(NamedTuple):
-    """What counts of pictures: where they lie along the components [B, D], and all their statistics [B, S].
+    """What counts of pictures: where they lie along the components [B, D], and their statistics beyond these [B, S].
 
     Both such that the kernel of two pictures is (1 + x y)^2 + s t.
     """
 
     along: Tensor
-    plain: Tensor
+    beyond: Tensor
 
 
 class Resemblance:
@@ -97,9 +99,9 @@ class Resemblance:
         with torch.random.fork_rng([scaled.device] if scaled.is_cuda else []):  # the algorithm draws; always the same
             torch.manual_seed(0)
             _, strengths, axes = torch.svd_lowrank(scaled, q=min(count + 64, *scaled.shape), niter=3)
-        deviations = strengths[:count] / len(scaled) ** 0.5
+        self.axes, deviations = axes[:, :count], strengths[:count] / len(scaled) ** 0.5
         # Such that the variance of photographs along a component is 1 on average.
-        self.axes = axes[:, :count] / (deviations * deviations.mean()).sqrt()
+        self.stretch = (deviations * deviations.mean()).rsqrt()
 
     def statistics(self, pictures: Tensor) -> Tensor:
         """Means and deviations [B, S] of pictures [B, 3, Y, X]."""
@@ -123,12 +125,13 @@ class Resemblance:
 
     def _features(self, vectors: Tensor) -> Features:
         scaled = (vectors - self.centre) / self.scale
-        return Features(_near(scaled @ self.axes), 2**0.5 * _near(scaled))
+        along = scaled @ self.axes
+        return Features(_near(along * self.stretch), 2**0.5 * _near(scaled - along @ self.axes.T))
 
     def _with_photographs(self, ours: Features) -> Tensor:
         """The mean kernel [B] of each of ours with a photograph."""
         squares = (ours.along @ self.moment * ours.along).sum(dim=1)
-        return 1.0 + 2.0 * ours.along @ self.mean.along + squares + ours.plain @ self.mean.plain
+        return 1.0 + 2.0 * ours.along @ self.mean.along + squares + ours.beyond @ self.mean.beyond
 
     def __call__(self, pictures: Tensor) -> Tensor:
         """How far pictures [B, 3, Y, X] and the recent ones, two or more in all, are from the photographs, a scalar.
@@ -138,7 +141,7 @@ class Resemblance:
         ours = self.features(pictures)
         others = Features(*(torch.cat([new.detach(), old]) for new, old in zip(ours, self.recent, strict=True)))
         self.recent = Features(*(each[: self.remembered] for each in others))
-        kernel = (1.0 + ours.along @ others.along.T).square() + ours.plain @ others.plain.T
+        kernel = (1.0 + ours.along @ others.along.T).square() + ours.beyond @ others.beyond.T
         among = (kernel.sum(dim=1) - kernel.diagonal()) / max(kernel.shape[1] - 1, 1)  # not what each has with itself
         across = self._with_photographs(ours)
         discrepancy = (among - 2.0 * across).mean().detach() + self.among_photographs
@@ -178,7 +181,7 @@ def cut(pictures: Tensor, places: Tensor, height: int, width: int) -> Tensor:
 
 def _kernels(a: Features, b: Features) -> Tensor:
     """The kernel [B] of each of a with the same of b."""
-    return (1.0 + (a.along * b.along).sum(dim=1)).square() + (a.plain * b.plain).sum(dim=1)
+    return (1.0 + (a.along * b.along).sum(dim=1)).square() + (a.beyond * b.beyond).sum(dim=1)
 
 
 def _near(places: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from models.denoiser import Denoiser, DenoiserConfig
 from models.distillation import Teacher
 from models.errors import UserError
 from models.noise import white_noise
+from models.resemblance import EDITION
 from models.sampler import Sampling, sample
 from pipeline.training import trainer
 from pipeline.training.augmentation import LABELS
@@ -234,6 +235,16 @@ def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
     other = dataclasses.replace(RECIPE, dropout=0.5)
     with pytest.raises(UserError, match=r"another recipe: dropout was 0\.0, now 0\.5"):
         State.new(other, CPU).restore(tmp_path, other)
+    # What 0.7.0 said of judging is read; students that were judged otherwise are refused.
+    about["recipe"] |= {"resemblance": False, "every_mean": False}
+    (tmp_path / "state.json").write_text(json.dumps(about))
+    State.new(RECIPE, CPU).restore(tmp_path, RECIPE)
+    about["recipe"] |= {"resemblance": True, "every_mean": True}
+    (tmp_path / "state.json").write_text(json.dumps(about))
+    other = dataclasses.replace(RECIPE, resemblance=EDITION)
+    with pytest.raises(UserError, match=f"another recipe: resemblance was True, now {EDITION}"):
+        State.new(other, CPU).restore(tmp_path, other)
+    state.save(tmp_path, RECIPE)
     # Photographs of old runs are not known.
     first, others = (dataclasses.replace(RECIPE, photographs=name) for name in ("first", "others"))
     State.new(first, CPU).restore(tmp_path, first)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from models.splats import LIMITS, PARAMETERS
 from pipeline.datasets.plan import GenerationPlan
@@ -64,6 +65,9 @@ class Shape:
 class Codec(Protocol):
     """One way to keep splat fields."""
 
+    takes: torch.dtype
+    """Of the fields to encode; a GPU that has them rounds them to it."""
+
     def columns(self, shape: Shape) -> list[pa.Field]:
         """The columns of a shard besides `index`."""
 
@@ -83,13 +87,15 @@ class Codec(Protocol):
 class Float16:
     """One fixed-size list of float16 a picture."""
 
+    takes = torch.float16
+
     def columns(self, shape: Shape) -> list[pa.Field]:
         """`splats`."""
         return [pa.field("splats", pa.list_(pa.float16(), shape.total * len(PARAMETERS)))]
 
     def encode(self, field: np.ndarray) -> list[pa.Array]:
         """Rounded to the nearest."""
-        return [lists(field.astype(np.float16))]
+        return [lists(field.astype(np.float16, copy=False))]
 
     def decode(self, table: pa.Table, shape: Shape) -> np.ndarray:
         """The same numbers as float32."""
@@ -109,6 +115,8 @@ class Float16:
 
 class Compact:
     """A fixed-size list of uint16 for each parameter, and one of their centres."""
+
+    takes = torch.float32
 
     def columns(self, shape: Shape) -> list[pa.Field]:
         """`centre`, then one a parameter."""

@@ -107,6 +107,7 @@ class State:
         before, ours = (flat(json.loads(json.dumps(asdict(one)))) for one in (Recipe(), recipe))
         theirs = before | flat(about["recipe"])
         theirs["pieces"] = ours["pieces"]  # which, like the number of ranks, is a matter of the machines at hand
+        theirs.pop("every_mean", None)  # what 0.7.0 called its edition of the judge
         known = theirs.pop("photographs"), ours.pop("photographs")
         if all(known) and known[0] != known[1]:
             raise UserError(

@@ -98,16 +98,14 @@ def press(bench: Bench) -> None:
 
         source = _stored(bench, place, most)
         plans = {encoding: _plan(source, extent, encoding, "files", most) for encoding, _, _ in RUNS}
-        sample = next(iter(plans.values()))
-        pictures = Path(place, "pictures")
-        some = standing(source, sample, Indices.first(len(bench.cats)), bench.device)
-        pictures.write_bytes(np.stack([picture.frames[0] for picture in some]).tobytes())
-
         alone = {}
         for encoding, plan in plans.items():
+            pictures = Path(place, f"{encoding}.npy")
+            some = standing(source, plan, Indices.first(len(bench.cats)), bench.device)
+            np.save(pictures, np.stack([picture.frames[0] for picture in some]))
             work = partial(_encode, plan, pictures, extent.seconds)
             alone[encoding] = measure(f"encode {encoding} {SIDE} px", cores(), work)[0].rate
-        work = partial(_draw, source, sample, bench.device, extent.seconds)
+        work = partial(_draw, source, next(iter(plans.values())), bench.device, extent.seconds)
         drawing = measure(f"draw {SIDE} px, to the host", processes, work)[0].rate
         for encoding, output, shards in RUNS:
             count = processes * (1 + min(shards, extent.most_shards)) * extent.pictures_per_shard
@@ -157,7 +155,7 @@ def _remember(gate: Barrier) -> None:
 
 def _encode(plan: RenderPlan, pictures: Path, seconds: float, number: int) -> Done:
     encode = ENCODINGS[plan.encoding].encode
-    frames = np.fromfile(pictures, np.uint8).reshape(-1, plan.height, plan.width, 3)
+    frames = np.load(pictures)
 
     def one(index: int) -> None:
         encode(Picture(facts_of(plan, index), [frames[index % len(frames)]]), plan.quality)

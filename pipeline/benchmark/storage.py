@@ -12,12 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict
 
-import numpy as np
 import pyarrow as pa
 import torch
 
 from models import checkpoint
-from models.rasterize import rasterize, to_uint8
+from models.rasterize import to_uint8
 from models.sampler import Sampling
 from pipeline.benchmark.baseline import eager_draw
 from pipeline.benchmark.bench import ROLLOUT, Bench, Row
@@ -27,6 +26,7 @@ from pipeline.datasets.plan import GenerationPlan, RenderPlan, Shard
 from pipeline.datasets.splat_dataset import SplatDataset, write_table
 from pipeline.execution.threads import ordered
 from pipeline.generation.sampling import HANDS, ShardSampler, plan_for
+from pipeline.rendering.drawing import standing
 from pipeline.rendering.encoders import ENCODINGS, Picture, encode_jpeg
 from pipeline.storage.store import Store
 
@@ -87,29 +87,24 @@ def read(bench: Bench) -> None:
         with store.create(plan.data(plan.shard(0))) as output:
             write_table(table, output.file)
         source = SplatDataset.open(place)
+        drawn = drawn_plan(source, count=count, size=count, side=SIDE, output="files", encoding="jpeg")
 
-        def pictures(some: Indices) -> Iterator[np.ndarray]:
-            for _, fields in source.read(some):
-                for part in fields.to(bench.device).split(8):
-                    yield from to_uint8(rasterize(part, SIDE, SIDE, dtype=torch.uint8)).cpu().numpy()
+        def jpeg(picture: Picture) -> bytes:
+            return encode_jpeg(picture, drawn.quality)
 
         def eagerly() -> None:
             for _, fields in source.read(Indices.first(2)):
                 for field in fields.to(bench.device).split(1):
-                    _jpeg(to_uint8(eager_draw(field, SIDE, SIDE))[0].cpu().numpy())
+                    jpeg(Picture({}, [to_uint8(eager_draw(field, SIDE, SIDE))[0].cpu().numpy()]))
 
         with torch.inference_mode():
             bench.measure(
                 f"Parquet to JPEG of {SIDE} px",
                 "pictures",
                 count,
-                lambda: [None for _ in ordered(_jpeg, pictures(Indices.first(count)))],
+                lambda: deque(ordered(jpeg, standing(source, drawn, Indices.first(count), bench.device)), maxlen=0),
                 baseline=(2, eagerly),
             )
-
-
-def _jpeg(picture: np.ndarray) -> bytes:
-    return encode_jpeg(Picture({}, [picture]), 90)
 
 
 def bulk_plan(weights: bytes, sampling: Sampling, *, count: int, size: int, batch: int) -> GenerationPlan:

@@ -24,7 +24,7 @@ from pipeline.datasets.indices import Indices
 from pipeline.datasets.plan import RenderPlan
 from pipeline.datasets.splat_dataset import SplatDataset
 from pipeline.execution.transfer import download
-from pipeline.rendering.encoders import Facts, Picture
+from pipeline.rendering.encoders import ENCODINGS, Facts, Picture
 from pipeline.rendering.framing import Frame, fit, parse_region, parse_zoom, zoom
 
 # At most so many pixels are floating point numbers at once: larger pictures are drawn in bands, smaller ones together.
@@ -40,16 +40,17 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Look:
-    """How splats are drawn, whatever is shown of them, as `models.rasterize.rasterize` says."""
+    """How splats are drawn, whatever is shown of them, as `models.rasterize.rasterize` says, and their pixels."""
 
     kernel: str
     neighbourhood: int
     view: str
+    channels: int = 3  # bytes of a pixel: three colours, and 0 in a fourth
 
 
 def look_of(plan: RenderPlan) -> Look:
     """How a plan's pictures are drawn."""
-    return Look(plan.kernel, plan.neighbourhood, plan.view)
+    return Look(plan.kernel, plan.neighbourhood, plan.view, ENCODINGS[plan.encoding].channels)
 
 
 def frame_of(plan: RenderPlan, aspect: float) -> Frame:
@@ -64,7 +65,7 @@ def facts_of(plan: RenderPlan, index: int) -> Facts:
 
 
 def bands(fields: Tensor, frame: Frame, look: Look) -> Iterator[np.ndarray]:
-    """Draw splat fields [B, H, W, K, P] from top to bottom, some rows at a time: uint8 [B, rows, width, 3]."""
+    """Draw splat fields [B, H, W, K, P] from top to bottom, some rows at a time: uint8 [B, rows, width, channels]."""
     rows = _rows_at_once(fields, frame)
     tops = range(0, frame.height, rows)
     begun = (_begin(fields, frame, look, top, min(top + rows, frame.height)) for top in tops)
@@ -105,12 +106,12 @@ def _begin(fields: Tensor, frame: Frame, look: Look, top: int, bottom: int) -> C
             view=look.view,
             dtype=torch.uint8,
         )
-        inside = download(to_uint8(drawn))
+        inside = download(F.pad(to_uint8(drawn), (0, look.channels - 3)))
         if (last - first, frame.inner_width) == (bottom - top, frame.width):
             return inside
 
     def framed() -> np.ndarray:
-        band = np.zeros((len(fields), bottom - top, frame.width, 3), dtype=np.uint8)
+        band = np.zeros((len(fields), bottom - top, frame.width, look.channels), dtype=np.uint8)
         if inside is not None:
             above = frame.top + first - top
             band[:, above : above + last - first, frame.left : frame.left + frame.inner_width] = inside()
@@ -120,10 +121,10 @@ def _begin(fields: Tensor, frame: Frame, look: Look, top: int, bottom: int) -> C
 
 
 def draw(fields: Tensor, frame: Frame, look: Look) -> np.ndarray:
-    """Draw splat fields [B, H, W, K, P] whole: uint8 [B, height, width, 3]; a pure function of its arguments."""
+    """Draw splat fields [B, H, W, K, P] whole: uint8 [B, height, width, channels]; a pure function of its arguments."""
     if _rows_at_once(fields, frame) >= frame.height:
         return next(bands(fields, frame, look))
-    whole = np.empty((len(fields), frame.height, frame.width, 3), dtype=np.uint8)
+    whole = np.empty((len(fields), frame.height, frame.width, look.channels), dtype=np.uint8)
     top = 0
     for band in bands(fields, frame, look):
         whole[:, top : top + band.shape[1]] = band

@@ -60,9 +60,9 @@ class Press:
     def pictures(self, finish: Callable[[Picture, bytes], Result]) -> Iterator[Result]:
         """Draw and encode the shard's pictures; `finish` takes each in an encoder's thread. Results are in order."""
         drawn = MOTIONS[self.plan.motion](self.source, self.plan, self.shard.indices, self.device)
-        encode = ENCODINGS[self.plan.encoding].encode
-        each = 3 * self.plan.width * self.plan.height * self.plan.frames
-        return self.run(drawn, lambda picture: finish(picture, encode(picture, self.plan.quality)), each)
+        encoding = ENCODINGS[self.plan.encoding]
+        each = encoding.channels * self.plan.width * self.plan.height * self.plan.frames
+        return self.run(drawn, lambda picture: finish(picture, encoding.encode(picture, self.plan.quality)), each)
 
     def run(self, drawn: Iterable[Item], finish: Callable[[Item], Result], item_bytes: int) -> Iterator[Result]:
         """Iterate `drawn` in one thread and map `finish` over it in the encoders' threads; results are in order."""

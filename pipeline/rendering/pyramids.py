@@ -35,7 +35,7 @@ LARGEST_SIDE = 1 << 17
 
 @dataclass(frozen=True)
 class Tile:
-    """A piece of a level: its place, counted in tiles, and pixels uint8 [Y, X, 3]."""
+    """A piece of a level: its place, counted in tiles, and pixels uint8 [Y, X, channels]."""
 
     row: int
     column: int
@@ -155,7 +155,7 @@ def _tiles(field: Tensor, frame: Frame, press: Press) -> Iterator[Tile]:
 
 
 def _strips(field: Tensor, frame: Frame, press: Press) -> Iterator[np.ndarray]:
-    """The picture as rows of tiles: uint8 [TILE or less, width, 3]."""
+    """The picture as rows of tiles: uint8 [TILE or less, width, channels]."""
     held: list[np.ndarray] = []
     rows = 0
     for band in bands(field, frame, look_of(press.plan)):

@@ -21,7 +21,8 @@ def white_noise(
     """Standard normal noise [B, 3, height, width] on a device, picture i a function of (seed, i) alone.
 
     The counter-based generator Philox (Salmon et al., 2011) is keyed by the pair, so no picture's noise depends on
-    how pictures are batched, sharded or ordered. On CUDA it is made there, by `models.noise_triton`.
+    how pictures are batched, sharded or ordered. On CUDA it is made there, by `models.noise_triton`; without Triton on
+    the CPU.
     """
     device = torch.device(device)
     if device.type == "cuda" and _has_triton():
@@ -48,5 +49,5 @@ def _has_triton() -> bool:
     """Whether noise for CUDA is made there; says so once where it is not."""
     found = "noise_triton" in globals()
     if not found:
-        logging.getLogger(__name__).debug("Triton is not installed: making noise on the CPU")
+        logging.getLogger(__name__).debug("there is no Triton for this GPU: making its noise on the CPU")
     return found

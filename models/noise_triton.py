@@ -63,7 +63,7 @@ def _tables(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     sure = [EDGE / edges[256], *(edges[strip - 1] / edges[strip] for strip in range(1, 256))]
     widths = [edges[256], *edges[1:256]]
     return (
-        torch.tensor([int(share * SCALE) for share in sure], dtype=torch.int32, device=device),
+        torch.tensor([round(share * SCALE) for share in sure], dtype=torch.int32, device=device),
         torch.tensor([width / SCALE for width in widths], device=device),
         torch.tensor([density(edge) for edge in edges[:256]], device=device),
     )

@@ -1,7 +1,7 @@
 """A whole rollout recorded as a CUDA graph: the host asks for it as one piece of work instead of some hundreds.
 
 Splats are those that `sampler.sample` makes. Small batches end sooner, since launching takes the host longer than
-their work the GPU; and threads that make noise or write files do not come between two launches.
+their work the GPU; and threads that write files do not come between two launches.
 """
 
 from __future__ import annotations

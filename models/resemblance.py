@@ -32,15 +32,16 @@ from torch import Tensor
 
 from models.vgg import Vgg16
 
-EDITION = 3  # of how pictures are judged: a student that began with another would be judged anew
+# Of how pictures are judged: 1 by their components, 2 by the means of all statistics too, 3 as above.
+EDITION = 3
 COMPONENTS = 768  # at most
 # At least so many photographs, or windows, for each component, or there are fewer: they would tell of these alone.
 PHOTOGRAPHS_EACH = 4
 # So many photographs are enough for one component, and as many to measure along it.
 FEWEST = 2 * PHOTOGRAPHS_EACH
 RECENT = 3072  # pictures remembered
-# In units of sqrt(D), and sqrt(S), the length that photographs have on average: a picture beyond it counts as if it lay
-# there. Else one that went wrong would outweigh all others.
+# In units of sqrt(D), the length that photographs have on average, and of sqrt(S), theirs with what is along the
+# components: a picture farther away counts as if it lay there. Else one that went wrong would outweigh all others.
 FARTHEST = 2.0
 TINY = 1e-4
 FIRST_QUARTERED = 4  # stage of VGG16

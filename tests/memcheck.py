@@ -39,7 +39,7 @@ def draw(
 
 
 def main() -> None:
-    """Launch the rasterizer, forward and backward, and the kernels of the transformer's blocks."""
+    """Launch the rasterizer, forward and backward, and the kernels of noise and of the transformer's blocks."""
     if not torch.cuda.is_available():
         sys.exit("make memcheck needs a GPU that PyTorch sees")
     for kernel in KERNELS:

@@ -27,6 +27,19 @@ def test_bands_draw_the_same_picture(splats, monkeypatch, fit):
     np.testing.assert_allclose(bands.astype(int), whole.astype(int), atol=1)
 
 
+@pytest.mark.parametrize("fit", ["crop", "letterbox"])
+def test_pixels_for_jpeg_have_a_channel_to_spare(splats, fit):
+    source = SplatDataset.open(str(splats))
+    ((_, field),) = source.read(Indices.parse("1"))
+    png, jpeg = (
+        render.make_plan(render.Options(splats=str(splats), out="", size="70x53", fit=fit, encoding=encoding), source)
+        for encoding in ("png", "jpeg")
+    )
+    colours, spare = (draw(field, frame_of(plan, 1.0), look_of(plan)) for plan in (png, jpeg))
+    assert spare.shape == (1, 53, 70, 4)
+    assert np.array_equal(spare[..., :3], colours)
+
+
 def test_letterbox_shows_everything_between_black_bars(splats, tmp_path):
     wide, square = (
         np.asarray(Image.open(next(drawn(splats, tmp_path / size, size=size, fit="letterbox").glob("*/*02.png"))))

@@ -14,6 +14,7 @@ from models.recorded import RecordedSample
 from models.sampler import Sampling, sample
 from models.tuning import written_out
 from pipeline.execution.transfer import download
+from pipeline.generation import sampling
 from pipeline.generation.sampling import ShardSampler, plan_for
 
 CONFIG = DenoiserConfig(width=64, blocks=2, heads=2)
@@ -21,12 +22,14 @@ GPU = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
-def test_shards_in_hand_at_once_are_the_shards_one_after_the_other(device):
+@pytest.mark.parametrize("chosen", [{}, {"between": "3,8", "precision": "compact"}])
+def test_shards_in_hand_at_once_are_the_shards_one_after_the_other(device, chosen, monkeypatch):
     """Threads of a process and one model, as an actor on a GPU has them; batches do not divide the shards."""
+    monkeypatch.setattr(sampling, "NOISE_AT_ONCE", 9)  # two batches
     weights = make_weights(CONFIG)
     plan = plan_for(
         weights, "of the test", count=52, shard_size=10, seed=3, solver="deis", schedule="early", steps=3,
-        batch_size=4, threads=1,
+        batch_size=4, threads=1, **chosen,
     )  # fmt: skip
     denoiser = checkpoint.parse(weights, "of the test").to(device)
     shards = list(plan.shards())

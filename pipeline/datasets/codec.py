@@ -66,7 +66,7 @@ class Codec(Protocol):
     """One way to keep splat fields."""
 
     takes: torch.dtype
-    """Of the fields to encode; a GPU that has them rounds them to it."""
+    """Of the fields to encode, which are rounded to it where they are made."""
 
     def columns(self, shape: Shape) -> list[pa.Field]:
         """The columns of a shard besides `index`."""

@@ -16,7 +16,7 @@ from typing import ClassVar
 from pipeline.datasets.indices import LARGEST, Indices
 
 FORMAT_VERSION = 2
-CODE_VERSION = "0.7.0"
+CODE_VERSION = "0.8.0"
 DATA = "data"
 # Encodings whose files do not end with their names, and outputs that are one file a shard, with how it ends.
 EXTENSIONS = {"jpeg": "jpg", "raw": "ppm", "deflate": "tif"}

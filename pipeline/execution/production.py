@@ -10,7 +10,7 @@ import socket
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -101,16 +101,20 @@ def commit(
         finished=round(time.time(), 3),
         host=socket.gethostname(),
         device=torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} cpu",
-        versions={
-            "splatcats": CODE_VERSION,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "pyarrow", "numpy", "pillow")},
-            "zlib": zlib.ZLIB_RUNTIME_VERSION,
-        },
+        versions=_versions(device),
         timings={name: round(seconds, 3) for name, seconds in (timings or {}).items()},
     )
     records.write(store, record)
     return record
+
+
+def _versions(device: str) -> dict[str, str]:
+    """Of what the bytes of a shard depend on."""
+    found = {"splatcats": CODE_VERSION, "python": platform.python_version(), "zlib": zlib.ZLIB_RUNTIME_VERSION}
+    for name in ("torch", "pyarrow", "numpy", "pillow", *(["triton"] if device == "cuda" else [])):
+        with contextlib.suppress(PackageNotFoundError):  # Triton may be none, or another's
+            found[name] = version(name)
+    return found
 
 
 def _keep_failures(store: Store, failures: dict[str, str]) -> None:

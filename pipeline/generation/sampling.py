@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -24,10 +24,11 @@ from pipeline.datasets.plan import GenerationPlan, Shard
 from pipeline.datasets.splat_dataset import to_table
 from pipeline.execution.transfer import download
 
-# Shards that a process has in hand: on a GPU it computes one, makes the noise of the next, and encodes, hashes and
-# writes what it has computed of others. For one of 4,096 pictures 0.2 GB of the GPU are noise, and 0.08 GB of the
-# host's memory are pinned.
-HANDS = {"cuda": 6, "cpu": 1}
+# Shards that a process has in hand: on a GPU it computes one, has the noise of the next ones, and encodes, hashes and
+# writes what it has computed of others. 4,096 pictures as float16 have up to 0.13 GB of the host's memory pinned.
+HANDS = {"cuda": 10, "cpu": 1}
+# Pictures whose noise a GPU makes at once, in the time of a single one: 0.8 GB; twice as many may wait to be computed.
+NOISE_AT_ONCE = 1 << 14
 
 
 def plan_for(weights: bytes, name: str, **chosen: Any) -> GenerationPlan:
@@ -52,6 +53,7 @@ class ShardSampler:
         self._sampling = sampler.Sampling(plan.solver, plan.schedule, plan.steps)
         self._takes = CODECS[plan.precision].takes
         self._on_gpu = next(denoiser.parameters()).is_cuda
+        self._room = threading.Semaphore(max(2, 2 * NOISE_AT_ONCE // plan.shard_size))  # on the GPU
         self._turn = threading.Lock()  # of the thread that gives the GPU its next work
         self._noise_stream = torch.cuda.Stream() if self._on_gpu else None
         # By their size, the batches that came so far; of those that came again a recording.
@@ -64,7 +66,8 @@ class ShardSampler:
         noise of a picture comes from its index, and the batches begin at the shard's first picture.
         """
         tables = []
-        for batch, field in zip(self._batches(shard), self._fields(shard), strict=True):
+        batches = _parts(shard.indices, self._plan.batch_size)
+        for batch, field in zip(batches, self._fields(shard), strict=True):
             with np.errstate(over="ignore"):
                 within = np.isfinite(field.astype(np.float16, copy=False))  # no precision is for what float16 is not
             if not within.all():
@@ -74,32 +77,29 @@ class ShardSampler:
             tables.append(to_table(self._plan, batch, field))
         return pa.concat_tables(tables)
 
-    def _batches(self, shard: Shard) -> list[Indices]:
-        size = self._plan.batch_size
-        return [shard.indices.between(start, start + size) for start in range(0, len(shard.indices), size)]
-
     def _fields(self, shard: Shard) -> Iterator[np.ndarray]:
-        """The fields of each batch of a shard, on the host; a GPU has all of their noise before it is their turn."""
+        """The fields of each batch of a shard, on the host."""
+        size = self._plan.batch_size
         if not self._on_gpu:
-            for batch in self._batches(shard):
+            for batch in _parts(shard.indices, size):
                 noise = noise_of(self._denoiser, self._plan, batch)
                 yield sampler.sample(self._denoiser, noise, **asdict(self._sampling)).to(self._takes).numpy()
             return
-        noise = self.noise(shard)
+        for batches in _parts(shard.indices, max(1, NOISE_AT_ONCE // size) * size):
+            with self._room:
+                fields = deque(ready() for ready in self._begin(self.noise(batches)))
+            while fields:
+                yield fields.popleft()
+
+    def _begin(self, noise: Tensor) -> list[Callable[[], np.ndarray]]:
+        """Give the GPU batches to compute, after those before them; each is waited for by a call."""
         with self._turn:
-            parts = noise.split(self._plan.batch_size)
-            begun = deque(download(self._sample(part).to(self._takes)) for part in parts)
-        del noise
-        while begun:
-            yield begun.popleft()()
+            return [download(self._sample(batch).to(self._takes)) for batch in noise.split(self._plan.batch_size)]
 
-    def noise(self, shard: Shard) -> Tensor:
-        """The noise [B, 3, Y, X] of a shard, made on the GPU beside what else it does.
-
-        Of all pictures at once: of many it takes no longer than of one.
-        """
+    def noise(self, indices: Indices) -> Tensor:
+        """The noise [B, 3, Y, X] of pictures, made on the GPU beside what else it does."""
         with torch.cuda.stream(self._noise_stream):
-            noise = noise_of(self._denoiser, self._plan, shard.indices)
+            noise = noise_of(self._denoiser, self._plan, indices)
             made = torch.cuda.Event(blocking=True)
             made.record()
         made.synchronize()  # here, so that no work of other shards comes to wait for it
@@ -116,6 +116,10 @@ class ShardSampler:
                 return sampler.sample(self._denoiser, noise, **asdict(self._sampling))
             recorded = self._recorded[size] = RecordedSample(self._denoiser, self._sampling, size)
         return recorded(noise)
+
+
+def _parts(indices: Indices, size: int) -> list[Indices]:
+    return [indices.between(start, start + size) for start in range(0, len(indices), size)]
 
 
 def noise_of(denoiser: Denoiser, plan: GenerationPlan, indices: Indices) -> Tensor:

@@ -45,7 +45,7 @@ class Look:
     kernel: str
     neighbourhood: int
     view: str
-    channels: int = 3  # bytes of a pixel: three colours, and 0 in a fourth
+    channels: int = 3  # bytes of a pixel: 3, or 4, a byte of 0 behind the colours
 
 
 def look_of(plan: RenderPlan) -> Look:
@@ -106,7 +106,8 @@ def _begin(fields: Tensor, frame: Frame, look: Look, top: int, bottom: int) -> C
             view=look.view,
             dtype=torch.uint8,
         )
-        inside = download(F.pad(to_uint8(drawn), (0, look.channels - 3)))
+        pixels = to_uint8(drawn)
+        inside = download(F.pad(pixels, (0, look.channels - 3)) if look.channels > 3 else pixels)
         if (last - first, frame.inner_width) == (bottom - top, frame.width):
             return inside
 

@@ -29,7 +29,7 @@ from pipeline.rendering.press import Press, Written
 from pipeline.storage.store import measured
 
 TILE = 512
-# A row of tiles of that width is 200 MB, and a few of them are in flight.
+# A row of tiles of that width is 200 MB, of JPEG 270, and a few of them are in flight.
 LARGEST_SIDE = 1 << 17
 
 
@@ -94,7 +94,7 @@ def write_dzi(press: Press) -> Written:
             data = encoding.encode(Picture({}, [tile.pixels]), plan.quality)
             store.write(_tile_name(plan, folder, index, number, tile.column, tile.row), data, durable=False)
 
-        for _ in press.run(_tiles(field, frame, press), save, 3 * TILE * TILE):
+        for _ in press.run(_tiles(field, frame, press), save, encoding.channels * TILE * TILE):
             pass
     store.write(f"{folder}/{index:08d}.dzi", _dzi(levels[0], plan.extension, facts_of(plan, index)).encode())
     names = plan.files(press.shard, store.sizes(folder))

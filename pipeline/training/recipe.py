@@ -30,7 +30,7 @@ class Recipe:
     ema_widths: tuple[float, ...] = (0.05, 0.1)  # of the averages of the weights, as parts of the training so far
     pieces: int = 1  # a rank's pictures of a step are seen in so many pieces, one after the other, to save memory
     distil: int = 0  # calls of a student to distil from the weights to start from; 0: train on photographs
-    resemblance: int = 0  # which edition of `models.resemblance` a student learns from as well; 0: none
+    resemblance: int = 0  # EDITION of `models.resemblance` that a student learns from as well; 0: none
     start: str | None = None  # fingerprint of the weights that training started from
     photographs: str | None = None  # fingerprint of the prepared set; None for sets and runs of before 0.7.0
     detail: int = 256  # photographs of at least this side supervise at high resolution too; 0 for none

@@ -114,6 +114,12 @@ class State:
                 "--photos is not the set that the run in --out was begun with; give another --out"
                 " (--weights goes on from what that run learned)"
             )
+        judges = theirs["resemblance"], ours["resemblance"]
+        if all(judges) and judges[0] != judges[1]:
+            raise UserError(
+                "the student in --out was judged by photographs as an earlier version does it; give another --out"
+                " (--weights goes on from what that run learned)"
+            )
         changed = [
             f"{key} was {theirs.get(key)}, now {ours.get(key)}"
             for key in sorted(ours.keys() | theirs.keys())

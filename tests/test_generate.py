@@ -12,7 +12,7 @@ def test_a_dry_run_prints_the_size_and_writes_nothing(tiny_weights, tmp_path, ca
     told = capsys.readouterr().out
     assert "250,000 shards of up to 4 pictures, 1,000,000 pictures" in told
     assert "about 16,998.4 MB, assuming 16.6 bytes a splat, 1,024 splats a picture" in told
-    assert "about 0.01 GPU-hours, assuming 54,400 network calls a second" in told
+    assert "about 0.0084 GPU-hours, assuming 66,000 network calls a second" in told
     assert not (tmp_path / "none").exists()
     (tmp_path / "notes.txt").touch()
     assert command(*arguments(tmp_path, tiny_weights, "--dry-run")) == 1

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 
 from models import checkpoint
 from models.sampler import Sampling
@@ -100,9 +101,9 @@ def press(bench: Bench) -> None:
         plans = {encoding: _plan(source, extent, encoding, "files", most) for encoding, _, _ in RUNS}
         alone = {}
         for encoding, plan in plans.items():
-            pictures = Path(place, f"{encoding}.npy")
+            pictures = Path(place, f"{encoding}.safetensors")
             some = standing(source, plan, Indices.first(len(bench.cats)), bench.device)
-            np.save(pictures, np.stack([picture.frames[0] for picture in some]))
+            save_file({"frames": np.stack([picture.frames[0] for picture in some])}, pictures)
             work = partial(_encode, plan, pictures, extent.seconds)
             alone[encoding] = measure(f"encode {encoding} {SIDE} px", cores(), work)[0].rate
         work = partial(_draw, source, next(iter(plans.values())), bench.device, extent.seconds)
@@ -155,7 +156,7 @@ def _remember(gate: Barrier) -> None:
 
 def _encode(plan: RenderPlan, pictures: Path, seconds: float, number: int) -> Done:
     encode = ENCODINGS[plan.encoding].encode
-    frames = np.load(pictures)
+    frames = load_file(pictures)["frames"]
 
     def one(index: int) -> None:
         encode(Picture(facts_of(plan, index), [frames[index % len(frames)]]), plan.quality)

@@ -187,6 +187,11 @@ def main(options: Options) -> None:
     weights = checkpoint.read(options.weights)
     plan = make_plan(options, weights)
     store = Store(options.out)
+    if (trained := checkpoint.distilled(weights, options.weights)) and plan.solver != LEARNED:
+        print(
+            f"these weights were trained for {counted(trained, 'network call')} a picture; {plan.steps} of"
+            f" {plan.solver} make others, less like photographs: leave out --steps, --solver and --schedule"
+        )
     if options.dry_run:
         print(describe(plan))
         if plan_file.check(store, plan):

@@ -52,7 +52,7 @@ def log_window(position: Tensor) -> Tensor:
     The window is 1 within the patch, 0 <= position <= 1, and falls as the square of a raised cosine to exactly 0 one
     patch further on either side, so a sum over the 3x3 patches around a pixel has a continuous derivative everywhere.
     The square hands over from patch to patch earlier: where depths differ, a raised cosine alone does it within a
-    few pixels of the far border, which shows (model card, "Patch borders").
+    few pixels of the far border, which shows (pretrained/tried.md, "Patch borders").
     """
     outside = torch.maximum(-position, position - 1.0).clamp(0.0, 1.0)
     # The raised cosine (1 + cos(pi x)) / 2 written as a square: exact near its zero, where fp32 would cancel.

@@ -19,6 +19,16 @@ def test_a_dry_run_prints_the_size_and_writes_nothing(tiny_weights, tmp_path, ca
     assert "holds notes.txt but no plan.json" in capsys.readouterr().err
 
 
+def test_calls_that_weights_were_not_trained_for_are_made_with_a_word_of_caution(tmp_path, capsys):
+    def told(*options: str) -> str:
+        assert command("--out", str(tmp_path / "none"), "--count", "1", "--dry-run", *options) == 0
+        return capsys.readouterr().out
+
+    assert told("--steps", "16").startswith("these weights were trained for 4 network calls a picture; 16 of deis")
+    assert told("--solver", "euler", "--steps", "4").startswith("these weights were trained for 4 network calls")
+    assert "were trained for" not in told() + told("--steps", "4")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -37,6 +37,7 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "press": press.press,
     "train": cases.training,
     "train-lpips": cases.training_lpips,
+    "train-fused": cases.training_fused,
 }
 # With --scaling; pipeline.benchmark.scaling, which has them, imports Ray.
 SCALING = ("train", "generate", "render")
@@ -51,9 +52,9 @@ class Options:
     """auto (a GPU where there is one), cuda, or gpu, which is the same, or cpu."""
 
     only: tuple[str, ...] = ()
-    """Some of draw, draw-bytes, draw-backward, network, rollout, generate, read, press, train, train-lpips; all if not
-    given. On a GPU also tune-forward, tune-backward and tune-network, which try what else the kernels could be. With
-    --scaling some of train, generate, render."""
+    """Some of draw, draw-bytes, draw-backward, network, rollout, generate, read, press, train, train-lpips and
+    train-fused; all if not given. On a GPU also tune-forward, tune-backward and tune-network, which try what else the
+    kernels could be. With --scaling some of train, generate, render."""
 
     scaling: bool = False
     """Measure instead how training, generation and rendering grow from one GPU to all that are visible (by

@@ -110,6 +110,10 @@ class Options:
     dropout: float = Recipe.dropout
     """Share of the hidden layers that each step leaves out, against learning by heart."""
 
+    fused: bool = False
+    """On GPUs, train by kernels of this project instead of those that torch compiles: nothing to compile, and fewer
+    passes over memory. Not measured yet. Not with --dropout."""
+
     objective: Objective = field(default_factory=partial(Objective, detail_photographs=0.03))
     """Weights and schedules of the loss."""
 
@@ -131,6 +135,8 @@ class Options:
         check_numbers(self, "decay", "augment", least=0, most=1)
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout {self.dropout}: give a share from 0 to below 1")
+        if self.fused and self.dropout:
+            raise UserError(f"--fused leaves out nothing: use it without --dropout {self.dropout}")
         check_numbers(self, "distil", least=0, most=MOST_CALLS)
         if self.photos is None and not self.distil:
             raise UserError(
@@ -240,6 +246,7 @@ def make_run(
         workers=options.workers,
         lpips=options.lpips and absolute(options.lpips),
         weights=weights and absolute(weights),
+        fused=options.fused,
     )
 
 

@@ -8,6 +8,7 @@ offset per block, since a layer per block would double the weights.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from importlib.util import find_spec
 
 import torch
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 if find_spec("triton") and torch.version.cuda:
-    from models import transformer_triton
+    from models import transformer_training, transformer_triton
 
 TIME_FEATURES = 256
 
@@ -98,6 +99,7 @@ class PatchTransformer(nn.Module):
         cos, sin = rotary_table(rows, columns, width // heads)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
+        self.trains_fused = False
         self.reset_parameters()
 
     def set_dropout(self, share: float) -> None:
@@ -105,6 +107,11 @@ class PatchTransformer(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             block.dropout = share
+
+    def train_fused(self) -> bool:
+        """On CUDA in bfloat16, train by the kernels of `models.transformer_training` from now on, if they can do it."""
+        self.trains_fused = "transformer_training" in globals() and transformer_training.supports(self)
+        return self.trains_fused
 
     def reset_parameters(self) -> None:
         """Xavier weights; modulation zero, so that every block starts as the identity."""
@@ -123,23 +130,25 @@ class PatchTransformer(nn.Module):
             conditioning = conditioning + hint
         modulation = self.modulation(conditioning).unflatten(-1, (6, -1))
         last = self.last_modulation(conditioning).unflatten(-1, (2, -1))
-        if self._is_fused(tokens):
+        if fused := self._fused(tokens):
             with torch.cuda.device_of(tokens):  # Triton launches on the current one
-                return transformer_triton.run(self, tokens, modulation, last)
+                return fused(self, tokens, modulation, last)
         x = self.embed(tokens)
         for block in self.blocks:
             x = block(x, modulation, self.cos, self.sin)
         shift, scale = last[:, :, None].unbind(1)
         return modulate(x, shift, scale)
 
-    def _is_fused(self, tokens: Tensor) -> bool:
-        """Whether the kernels of `models.transformer_triton` do it: sampling on CUDA in bfloat16, where it has them."""
-        if torch.compiler.is_compiling() or not (torch.is_inference_mode_enabled() and tokens.is_cuda):
-            return False
+    def _fused(self, tokens: Tensor) -> Callable[..., Tensor] | None:
+        """The kernels that do it instead, on CUDA in bfloat16: for sampling if there are any, for training if asked."""
+        if torch.compiler.is_compiling() or not tokens.is_cuda or "transformer_triton" not in globals():
+            return None
         half = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
-        if not half or "transformer_triton" not in globals():
-            return False
-        return transformer_triton.supports(self) and transformer_triton.fits(tokens.device)
+        if not half or not transformer_triton.fits(tokens.device):
+            return None
+        if torch.is_inference_mode_enabled():
+            return transformer_triton.run if transformer_triton.supports(self) else None
+        return transformer_training.run if self.trains_fused else None
 
 
 def time_features(t: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ def join(
     of_picture, offset = gate
     if count:
         triton_blocks.join[(triton.cdiv(count, JOIN["ROWS"]),)](
-            layer, x, normal, norm[0] if of_picture is None else of_picture, offset, *norm,
+            layer, x, x, normal, norm[0] if of_picture is None else of_picture, offset, *norm,
             0 if of_picture is None else of_picture.stride(0), norm[0].stride(0), count,
             TOKENS=tokens, WIDTH=width, PADDED=triton.next_power_of_2(width), GATED=of_picture is not None, **JOIN,
         )  # fmt: skip

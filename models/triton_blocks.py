@@ -11,12 +11,17 @@ EPSILON = tl.constexpr(torch.finfo(torch.float32).eps)  # of the mean square, as
 
 
 @triton.jit
-def _turned(at, exists, scale, cos, sin, HALF: tl.constexpr):
-    """Queries or keys at `at` [n, HALF], normalised, scaled and rotated: their first and second halves, float32."""
+def halves(at, exists, HALF: tl.constexpr):
+    """Queries or keys at `at` [n, HALF] as they are, both halves in float32, and what normalises each."""
     first = tl.load(at, mask=exists, other=0.0).to(tl.float32)
     second = tl.load(at + HALF, mask=exists, other=0.0).to(tl.float32)
     square = tl.sum(first * first, axis=1) + tl.sum(second * second, axis=1)
-    share = tl.rsqrt(square / (2 * HALF) + EPSILON)[:, None]
+    return first, second, tl.rsqrt(square / (2 * HALF) + EPSILON)[:, None]
+
+
+@triton.jit
+def turn(first, second, share, scale, cos, sin, HALF: tl.constexpr):
+    """The same normalised, scaled and rotated."""
     column = tl.arange(0, HALF)[None, :]
     first = first * share * tl.load(scale + column)
     second = second * share * tl.load(scale + HALF + column)
@@ -47,8 +52,10 @@ def attend(
     queries = rows + query[:, None] * (3 * WIDTH) + angle[None, :]
     keys = rows + key[:, None] * (3 * WIDTH) + angle[None, :] + WIDTH
     values = rows + key[:, None] * (3 * WIDTH) + column[None, :] + 2 * WIDTH
-    q1, q2 = _turned(queries, asks, query_scale, query_cos, query_sin, HALF)
-    k1, k2 = _turned(keys, answers, key_scale, key_cos, key_sin, HALF)
+    query1, query2, query_share = halves(queries, asks, HALF)
+    key1, key2, key_share = halves(keys, answers, HALF)
+    q1, q2 = turn(query1, query2, query_share, query_scale, query_cos, query_sin, HALF)
+    k1, k2 = turn(key1, key2, key_share, key_scale, key_cos, key_sin, HALF)
     score = tl.dot(q1.to(kind), tl.trans(k1.to(kind)))
     score = tl.dot(q2.to(kind), tl.trans(k2.to(kind)), score) * (LOG2E * SCALE)
     if PADDED > TOKENS:
@@ -88,10 +95,10 @@ def swiglu(
 
 @triton.jit(do_not_specialize=["count"])
 def join(
-    layer, x, normal, gate, gate_offset, shift, shift_offset, gate_stride, shift_stride, count,
+    layer, before, x, normal, gate, gate_offset, shift, shift_offset, gate_stride, shift_stride, count,
     TOKENS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, GATED: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """ROWS tokens: a layer's output joins the stream x, which is then normalised and modulated."""
+    """ROWS tokens: a layer's output joins the stream, `before` and then x, which is normalised and modulated."""
     first_row = tl.program_id(0).to(tl.int64) * ROWS
     row = tl.arange(0, ROWS)[:, None]
     column = tl.arange(0, PADDED)[None, :]
@@ -106,7 +113,7 @@ def join(
     offset = tl.load(gate_offset + column, mask=there, other=0.0)
     if GATED:
         gates = tl.load(gate + picture * gate_stride + column, mask=there, other=0.0) + offset
-        value = tl.load(x + at, mask=exists, other=0.0) + gates * value
+        value = tl.load(before + at, mask=exists, other=0.0) + gates * value
     else:
         value = tl.where(there, value + offset, 0.0)
     tl.store(x + at, value, mask=exists)

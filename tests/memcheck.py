@@ -39,7 +39,7 @@ def draw(
 
 
 def main() -> None:
-    """Launch the rasterizer, forward and backward, and the kernels of noise and of the transformer's blocks."""
+    """Launch the rasterizer and the transformer's blocks, forward and backward, and the kernel of noise."""
     if not torch.cuda.is_available():
         sys.exit("make memcheck needs a GPU that PyTorch sees")
     for kernel in KERNELS:
@@ -64,6 +64,10 @@ def main() -> None:
     for batch in (1, 5, 64):
         start = white_noise(0, range(batch), *model.size, "cuda")
         sample(model, start, steps=how.steps, solver=how.solver, schedule=how.schedule)
+    assert model.requires_grad_().backbone.train_fused()
+    for batch in (1, 5, 64):
+        start = white_noise(0, range(batch), *model.size, "cuda")
+        model(start, start.new_full((batch,), 0.5)).sum().backward()
     torch.cuda.synchronize()
     print("every kernel was launched")
 

@@ -239,6 +239,7 @@ def last_sheet(out: Path, process: subprocess.Popen, after: str) -> str:
         (["--distil", "4"], "--photos with --distil needs --lpips"),
         (["--distil", "65"], "--distil 65: give a number from 0 to 64"),
         (["--at-once", "0"], "--at-once 0"),
+        (["--fused", "--dropout", "0.1"], "--fused leaves out nothing: use it without --dropout 0.1"),
         (["--learning-rate", "nan"], "--learning-rate nan"),
         (["--save-every", "0"], "--save-every"),
         (["--out", "/dev/null/x"], "cannot use /dev/null/x"),

@@ -144,6 +144,14 @@ def training(bench: Bench) -> None:
     _train(bench, "train", lpips=False, detailed=0.0)
 
 
+def training_fused(bench: Bench) -> None:
+    """Both by the project's own kernels instead of compiled blocks, on a GPU."""
+    if not bench.cuda:
+        return
+    _train(bench, "train, fused", lpips=False, detailed=0.0, fused=True)
+    _train(bench, "train, fused, LPIPS and 128 px", lpips=True, detailed=0.375, fused=True)
+
+
 def training_lpips(bench: Bench) -> None:
     """The same with LPIPS at 64 px, 3/8 of the pictures also drawn at 128 px, LPIPS there on a quarter of these.
 
@@ -152,7 +160,7 @@ def training_lpips(bench: Bench) -> None:
     _train(bench, "train, LPIPS and 128 px", lpips=True, detailed=0.375)
 
 
-def _train(bench: Bench, name: str, *, lpips: bool, detailed: float) -> None:
+def _train(bench: Bench, name: str, *, lpips: bool, detailed: float, fused: bool = False) -> None:
     device = torch.device(bench.device)
     recipe = Recipe(objective=OBJECTIVE, batch=512 if bench.cuda else 4, lpips=lpips)
     eyes = _random_lpips(device) if lpips else None
@@ -162,7 +170,7 @@ def _train(bench: Bench, name: str, *, lpips: bool, detailed: float) -> None:
     pictures = _random_pictures(device, detailed)
     budget = Budget(steps=1_000_000, report_every=every, save_every=1_000_000)
     with bench.peak() as peak, tempfile.TemporaryDirectory() as folder, contextlib.suppress(_EnoughError):
-        train(state, recipe, budget, pictures, outlet=outlet, work=Path(folder), perceptual=eyes)
+        train(state, recipe, budget, pictures, outlet=outlet, work=Path(folder), perceptual=eyes, fused=fused)
     first, *warm = outlet.found  # the first holds the compilation
     rate = statistics.median(warm)
     flops = 6 * sum(p.numel() for p in state.model.parameters()) * 64

@@ -72,6 +72,7 @@ class Run:
     workers: int = 1
     lpips: str | None = None
     weights: str | None = None  # to start from
+    fused: bool = False  # see `trainer.train`
 
 
 def rate_share(recipe: Recipe, step: int, progress: float) -> float:

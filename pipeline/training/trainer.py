@@ -61,12 +61,14 @@ def train(
     likeness: Likeness | None = None,
     rank: int = 0,
     ranks: int = 1,
+    fused: bool = False,
 ) -> None:
     """Train `state` on until the budget is spent, and tell `outlet` how it goes.
 
     `source` is what there is to learn from: photographs, or a teacher if recipe.distil is not 0, beside which
     `likeness` may judge by photographs. These, `state` and `perceptual` are on one device. Checkpoints are made in
     `work` on rank 0, with the loss of the photographs `heldout`, uint8 [N, Y, X, 3], and training goes on meanwhile.
+    `fused`: on CUDA by the kernels of `models.transformer_training`, where these can do it, instead of compiled.
     Raises UserError, on all ranks alike, when the loss is not finite; the checkpoints kept so far stay good.
     """
     device = next(state.model.parameters()).device
@@ -76,8 +78,9 @@ def train(
         torch.set_float32_matmul_precision("high")
         # The blocks are alike: one compilation serves all, and their gradients are ready, to be reduced over the ranks,
         # one after the other.
-        for block in denoiser.backbone.blocks:
-            block.compile(dynamic=False)
+        if not (fused and denoiser.backbone.train_fused()):
+            for block in denoiser.backbone.blocks:
+                block.compile(dynamic=False)
         if perceptual is not None:
             perceptual.compile(dynamic=False)
     if ranks > 1:

@@ -91,6 +91,7 @@ def work(config: Mapping[str, Any]) -> None:
                 likeness=judge,
                 rank=rank,
                 ranks=ranks,
+                fused=settings.fused,
             )
     except UserError as error:
         # A mistake is not a fault to be retried: end every rank in good order and let the driver say it.

@@ -27,7 +27,7 @@ from models.resemblance import EDITION
 from pipeline.datasets.indices import LARGEST
 from pipeline.execution.cluster import connect
 from pipeline.training import distributed
-from pipeline.training.recipe import Budget, Recipe, Run
+from pipeline.training.recipe import OPTIMIZERS, Budget, Recipe, Run
 from pipeline.training.training_set import check
 
 LEAST_DETAIL = 128  # px
@@ -72,8 +72,11 @@ class Options:
     A step sees more in pieces of one size, one after the other; --batch is rounded down for it. All if not given; with
     --distil 1,024 divided by the calls on GPUs, and 64 on CPUs."""
 
+    optimizer: str = Recipe.optimizer
+    """adamw, or muon, which moves the matrices of the blocks by Muon and everything else by AdamW."""
+
     learning_rate: float | None = None
-    """Peak learning rate of AdamW; 6e-4 if not given, 4e-5 with --distil."""
+    """Peak learning rate, of Muon's steps as of AdamW's; 6e-4 if not given, 4e-5 with --distil."""
 
     kernel: str = DenoiserConfig.kernel
     """Kernel of the splats: wavelet, sharp or gaussian."""
@@ -126,6 +129,7 @@ class Options:
 
     def __post_init__(self) -> None:
         check_name("kernel", self.kernel, KERNELS)
+        check_name("optimizer", self.optimizer, OPTIMIZERS)
         if self.steps is None and self.minutes is None:
             raise UserError("say how long to train: give --steps or --minutes, or both")
         check_numbers(self, "workers", "steps", "batch", "at_once", "width", "blocks", "heads", least=1)
@@ -222,6 +226,7 @@ def make_run(
         model=model,
         batch=batch,
         pieces=pieces,
+        optimizer=options.optimizer,
         learning_rate=options.learning_rate or usual[0],
         warmup=options.warmup or usual[1],
         decay=options.decay,

@@ -46,7 +46,7 @@ def one_rank(rank: int, ranks: int, photographs: TrainingSet, folder: Path) -> N
     source, budget = Teacher(teacher, Sampling(steps=4)), Budget(steps=1, report_every=1)
     with mock.patch.object(trainer, "make_noise_batch", one_part_of_everything):
         train(student, recipe, budget, source, outlet=outlet, work=folder, rank=rank, ranks=ranks)
-    learned = {name: student.optimizer.state[p]["exp_avg"] for name, p in student.model.named_parameters()}
+    learned = {name: student.optimizers.state(p)["exp_avg"] for name, p in student.model.named_parameters()}
     save_file(learned, folder / f"student-{rank}.safetensors")
 
 

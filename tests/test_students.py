@@ -43,7 +43,7 @@ def test_a_batch_in_pieces_teaches_what_it_does_at_once(
         monkeypatch.setattr(trainer, "make_noise_batch", batch)
         outlet = Reports(tmp_path / str(pieces))
         state = run(photographs, outlet, tmp_path / f"work-{pieces}", Budget(steps=1, report_every=1), recipe=recipe)
-        moved.append({name: state.optimizer.state[p]["exp_avg"] for name, p in state.model.named_parameters()})
+        moved.append({name: state.optimizers.state(p)["exp_avg"] for name, p in state.model.named_parameters()})
         moved[-1]["loss"] = torch.tensor(outlet.metrics[-1]["loss"])
     for name, whole in moved[0].items():
         assert whole.norm() > 0

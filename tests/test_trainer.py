@@ -37,6 +37,7 @@ RECIPE = Recipe(
     lpips=False,
     detail_pixels=64,
 )
+MUON = dataclasses.replace(RECIPE, optimizer="muon")
 STUDENT = dataclasses.replace(RECIPE, distil=2, pieces=2, learning_rate=1e-3, warmup=1)
 
 
@@ -103,7 +104,7 @@ def test_checkpoints_are_made_by_the_clock_too(photographs: TrainingSet, tmp_pat
     assert reports.kept == ["step-1", "step-2", "step-3"]
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, STUDENT], ids=["photographs", "student"])
+@pytest.mark.parametrize("recipe", [RECIPE, STUDENT, MUON], ids=["photographs", "student", "muon"])
 def test_a_resumed_run_gives_the_weights_of_an_uninterrupted_one(
     photographs: TrainingSet, tmp_path: Path, recipe: Recipe
 ) -> None:
@@ -222,7 +223,7 @@ def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
     state = State.new(RECIPE, CPU)
     for parameter in state.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    state.optimizer.step()
+    state.optimizers.step(1.0)
     state.save(tmp_path, RECIPE)
     wider = Recipe(**vars(RECIPE) | {"model": DenoiserConfig(splats_per_patch=4, width=32, blocks=1, heads=2)})
     with pytest.raises(UserError, match=r"another recipe: model\.width was 16, now 32; give another --out"):

@@ -8,6 +8,8 @@ from models.denoiser import DenoiserConfig
 from models.losses import Objective
 from models.sampler import DEFAULT_SAMPLING, LEARNED, Sampling
 
+OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -20,6 +22,7 @@ class Recipe:
     model: DenoiserConfig = field(default_factory=DenoiserConfig)
     objective: Objective = field(default_factory=Objective)
     batch: int = 512  # pictures a step, over all ranks
+    optimizer: str = "adamw"  # one of OPTIMIZERS, see `optimizers`
     learning_rate: float = 6e-4
     warmup: int = 400  # steps
     decay: float = 0.4  # last part of training over which the learning rate falls linearly to 0

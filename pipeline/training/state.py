@@ -20,12 +20,10 @@ from models.denoiser import Denoiser
 from models.distillation import Student
 from models.errors import UserError, one_line
 from models.sampler import DEFAULT_SAMPLING
-from models.tuning import RATES, first_calls
+from models.tuning import first_calls
 from pipeline.training.augmentation import AugmentedDenoiser
+from pipeline.training.optimizers import Optimizers
 from pipeline.training.recipe import Recipe
-
-# How calls are made is learned at the rates of jobs.tune at this learning rate of the weights, and in proportion to it.
-TUNED = 2e-4
 
 
 class DamagedCheckpoint(UserError):
@@ -39,7 +37,7 @@ class State:
     model: AugmentedDenoiser | Student
     # Of its weights, one for each of the recipe's widths: which is best shows afterwards.
     averages: list[Denoiser | Student]
-    optimizer: torch.optim.Optimizer
+    optimizers: Optimizers
     step: int = 0
     seconds: float = 0.0
     history: list[dict[str, float]] = field(default_factory=list)
@@ -59,10 +57,7 @@ class State:
             model = AugmentedDenoiser(denoiser).to(device)
         averages = [copy.deepcopy(sampled(model)).requires_grad_(False).eval() for _ in recipe.ema_widths]
         denoiser.backbone.set_dropout(recipe.dropout)
-        optimizer = torch.optim.AdamW(
-            groups(model, recipe), betas=(0.9, 0.99), weight_decay=recipe.weight_decay, fused=device.type == "cuda"
-        )
-        return State(model, averages, optimizer)
+        return State(model, averages, Optimizers(model, recipe, fused=device.type == "cuda"))
 
     @property
     def denoisers(self) -> list[Denoiser]:
@@ -75,7 +70,7 @@ class State:
             f"{name}.{key}": p for name, module in self.modules().items() for key, p in module.state_dict().items()
         }
         for name, p in self.model.named_parameters():
-            for key, value in self.optimizer.state[p].items():
+            for key, value in self.optimizers.state(p).items():
                 tensors[f"optimizer.{key}.{name}"] = value
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, folder / "state.safetensors")
         about = {"step": self.step, "seconds": self.seconds, "recipe": asdict(recipe), "history": self.history}
@@ -131,13 +126,12 @@ class State:
         for name, module in self.modules().items():
             start = f"{name}."
             module.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
-        for name, p in self.model.named_parameters():
-            if not p.requires_grad:
-                continue
-            for key in ("exp_avg", "exp_avg_sq"):
-                self.optimizer.state[p][key] = tensors[f"optimizer.{key}.{name}"].to(p.device)
-            step = tensors[f"optimizer.step.{name}"]
-            self.optimizer.state[p]["step"] = step.to(p.device) if p.is_cuda else step
+        parameters = dict(self.model.named_parameters())
+        for path, tensor in tensors.items():
+            part, _, place = path.partition(".")
+            if part == "optimizer":
+                key, _, name = place.partition(".")
+                self.optimizers.restore(parameters[name], key, tensor)
 
     def modules(self) -> dict[str, torch.nn.Module]:
         """What has weights, by name."""
@@ -157,20 +151,6 @@ class State:
 def sampled(model: AugmentedDenoiser | Student) -> Denoiser | Student:
     """What of a model in training makes pictures: labels of augmentation are for training alone."""
     return model if isinstance(model, Student) else model.denoiser
-
-
-def groups(model: AugmentedDenoiser | Student, recipe: Recipe) -> list[dict[str, Any]]:
-    """The parameters that learn alike, as the optimizer wants them; "rate" is their peak learning rate."""
-    weights = [p for name, p in model.named_parameters() if not name.startswith("calls.")]
-    made: list[dict[str, Any]] = [{"params": weights, "rate": recipe.learning_rate}]
-    if isinstance(model, Student):
-        share = recipe.learning_rate / TUNED
-        made += [
-            {"params": [p], "rate": share * RATES[name], "weight_decay": 0.0}
-            for name, p in model.calls.named_parameters()
-            if p.requires_grad
-        ]
-    return made
 
 
 def weights_name(recipe: Recipe, width: float) -> str:

@@ -102,8 +102,6 @@ def train(
     with ThreadPoolExecutor(1) as ahead:
         upcoming = ahead.submit(make, state.step, 0, rank, ranks)
         while log.progress < 1.0:
-            for group in state.optimizer.param_groups:
-                group["lr"] = group["rate"] * rate_share(recipe, state.step, budget.progress(state.step, state.seconds))
             terms: dict[str, Tensor] = {}
             for piece in range(recipe.pieces):
                 batch = upcoming.result()
@@ -119,8 +117,7 @@ def train(
                 for name, value in found.items():
                     terms[name] = terms.get(name, 0.0) + value.detach() / recipe.pieces
             terms["norm"] = torch.nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
-            state.optimizer.step()
-            state.optimizer.zero_grad(set_to_none=True)
+            state.optimizers.step(rate_share(recipe, state.step, budget.progress(state.step, state.seconds)))
             state.step += 1
             state.update_averages(recipe.ema_widths)
             log.add(terms)

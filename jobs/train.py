@@ -55,7 +55,8 @@ class Options:
     """Stop after this many minutes of training, over all runs into the same --out."""
 
     weights: str | None = None
-    """File of weights to start from, whose shape then replaces --width, --blocks, --heads and --kernel."""
+    """File of weights to start from, whose shape then replaces that of the options from --kernel to
+    --splats-per-patch."""
 
     distil: int = 0
     """Calls of a student that learns to make of a noise what --weights, the bundled ones if not given, make of it, and,
@@ -89,6 +90,12 @@ class Options:
 
     heads: int = DenoiserConfig.heads
     """Attention heads; the width must be a multiple of 4 times this."""
+
+    registers: int = DenoiserConfig.registers
+    """Tokens of the transformer beside those of the patches. With any, its fused kernels are not used."""
+
+    splats_per_patch: int = DenoiserConfig.splats_per_patch
+    """Splats that describe a patch."""
 
     detail: int = Recipe.detail
     """Photographs at least this wide supervise at high resolution too, and with --distil show students what detail is
@@ -132,7 +139,9 @@ class Options:
         check_name("optimizer", self.optimizer, OPTIMIZERS)
         if self.steps is None and self.minutes is None:
             raise UserError("say how long to train: give --steps or --minutes, or both")
-        check_numbers(self, "workers", "steps", "batch", "at_once", "width", "blocks", "heads", least=1)
+        check_numbers(
+            self, "workers", "steps", "batch", "at_once", "width", "blocks", "heads", "splats_per_patch", least=1
+        )
         check_numbers(self, "warmup", "report_every", "save_every", least=1)
         check_numbers(self, "minutes", "learning_rate")
         check_numbers(self, "seed", least=0, most=LARGEST)
@@ -160,7 +169,8 @@ class Options:
 
     def model(self) -> DenoiserConfig:
         """The shape of a new denoiser; UserError where there is none such."""
-        return DenoiserConfig(kernel=self.kernel, width=self.width, blocks=self.blocks, heads=self.heads)
+        names = ("kernel", "width", "blocks", "heads", "registers", "splats_per_patch")
+        return DenoiserConfig(**{name: getattr(self, name) for name in names})
 
 
 def main(options: Options) -> None:

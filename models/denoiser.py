@@ -19,6 +19,7 @@ from models.transformer import PatchTransformer
 BOUNDS = {
     **dict.fromkeys(("rows", "columns", "patch", "splats_per_patch"), (1, 256)),
     "neighbourhood": (1, 3),
+    "registers": (0, 256),
     "width": (4, 1 << 16),
     "blocks": (1, 1024),
     "heads": (1, 1 << 14),
@@ -38,6 +39,7 @@ class DenoiserConfig:
     width: int = 384
     blocks: int = 16
     heads: int = 6
+    registers: int = 0  # tokens that belong to no patch
 
     def __post_init__(self) -> None:
         for name, (low, high) in BOUNDS.items():
@@ -72,6 +74,7 @@ class Denoiser(nn.Module):
             width=config.width,
             blocks=config.blocks,
             heads=config.heads,
+            registers=config.registers,
         )
         self.head = nn.Linear(config.width, config.splats_per_patch * len(PARAMETERS))
         nn.init.zeros_(self.head.weight)

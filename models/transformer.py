@@ -84,12 +84,18 @@ class Block(nn.Module):
 
 
 class PatchTransformer(nn.Module):
-    """Tokens [B, H W, inputs] and times [B] -> [B, H W, D], normalised for a linear head."""
+    """Tokens [B, H W, inputs] and times [B] -> [B, H W, D], normalised for a linear head.
+
+    `registers` are learned tokens beside those of the patches, without a place, whose answers are dropped (Darcet et
+    al., "Vision transformers need registers", 2024).
+    """
 
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, *, rows: int, columns: int, inputs: int, width: int, blocks: int, heads: int) -> None:
+    def __init__(
+        self, *, rows: int, columns: int, inputs: int, width: int, blocks: int, heads: int, registers: int = 0
+    ) -> None:
         super().__init__()
         self.embed = nn.Linear(inputs, width)
         self.time = nn.Sequential(nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
@@ -97,10 +103,12 @@ class PatchTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
         self.last_modulation = nn.Linear(width, 2 * width)
         cos, sin = rotary_table(rows, columns, width // heads)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
+        still = cos.new_zeros(registers, cos.shape[1])  # registers are not turned
+        self.register_buffer("cos", torch.cat([cos, still + 1.0]), persistent=False)
+        self.register_buffer("sin", torch.cat([sin, still]), persistent=False)
         self.trains_fused = False
         self.reset_parameters()
+        self.registers = nn.Parameter(0.02 * torch.randn(registers, width)) if registers else None
 
     def set_dropout(self, share: float) -> None:
         """Leave out so much of every hidden layer in training; none as made, since it is no part of the shape."""
@@ -134,10 +142,12 @@ class PatchTransformer(nn.Module):
             with torch.cuda.device_of(tokens):  # Triton launches on the current one
                 return fused(self, tokens, modulation, last)
         x = self.embed(tokens)
+        if self.registers is not None:
+            x = torch.cat([x, self.registers.to(x).expand(len(x), -1, -1)], dim=1)
         for block in self.blocks:
             x = block(x, modulation, self.cos, self.sin)
         shift, scale = last[:, :, None].unbind(1)
-        return modulate(x, shift, scale)
+        return modulate(x[:, : tokens.shape[1]], shift, scale)
 
     def _fused(self, tokens: Tensor) -> Callable[..., Tensor] | None:
         """The kernels that do it instead, on CUDA in bfloat16: for sampling if there are any, for training if asked."""

@@ -42,6 +42,8 @@ SHARED_MEMORY = 96 * 1024  # bytes that a program of `swiglu` takes
 
 def supports(backbone: PatchTransformer) -> bool:
     """Whether the kernels are made for its shape: a picture's tokens and a token's columns fit a multiprocessor."""
+    if backbone.registers is not None:
+        return False
     width = backbone.embed.out_features
     tokens, half = backbone.cos.shape
     return width % 64 == 0 and width <= MAX_WIDTH and tokens <= MAX_TOKENS and half in (16, 32, 64)

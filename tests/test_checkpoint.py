@@ -50,6 +50,19 @@ def test_float32_comes_back_exactly_ready_to_sample(state, tmp_path):
     assert checkpoint.fingerprint(dumped(state)) == checkpoint.fingerprint(checkpoint.read(path.as_uri()))
 
 
+def test_a_shape_that_says_nothing_of_registers_has_none(state):
+    data = dumped(state)
+    config = json.loads(checkpoint.read_header(data, "w")["config"])
+    assert config.pop("registers") == 0
+    assert checkpoint.parse(altered(data, config=json.dumps(config)), "w").config == CONFIG
+    with_some = DenoiserConfig(**config, registers=2)
+    again = checkpoint.parse(
+        checkpoint.dump(Denoiser(with_some).state_dict(), with_some, precision="int8", about={}), "w"
+    )
+    assert again.config == with_some
+    assert again.backbone.registers.shape == (2, 64)
+
+
 def test_float16_comes_back_rounded_in_half_the_bytes(state):
     data = dumped(state, "float16")
     for name, tensor in checkpoint.parse(data, "w").state_dict().items():

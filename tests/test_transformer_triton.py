@@ -117,6 +117,8 @@ def test_shapes_that_are_left_to_torch():
     assert not transformer_triton.supports(make_backbone(17, 16))
     assert not transformer_triton.supports(make_backbone(heads=4))
     assert not transformer_triton.supports(make_backbone(width=1088, heads=17))
+    shape = {"rows": 2, "columns": 3, "inputs": 64, "width": 64, "blocks": 1, "heads": 2}
+    assert not transformer_triton.supports(PatchTransformer(**shape, registers=1))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="on CPUs everything is left to torch")

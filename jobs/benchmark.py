@@ -22,7 +22,7 @@ import torch
 
 from jobs.cli import run, torch_device
 from models.errors import UserError, check_name
-from pipeline.benchmark import cases, press, storage
+from pipeline.benchmark import cases, press, storage, training
 from pipeline.benchmark.bench import HEADER, Bench, about, line
 from pipeline.execution.threads import cores
 
@@ -35,9 +35,9 @@ GROUPS: dict[str, Callable[[Bench], None]] = {
     "generate": storage.generate,
     "read": storage.read,
     "press": press.press,
-    "train": cases.training,
-    "train-lpips": cases.training_lpips,
-    "train-fused": cases.training_fused,
+    "train": training.without_lpips,
+    "train-lpips": training.with_lpips,
+    "train-fused": training.fused,
 }
 # With --scaling; pipeline.benchmark.scaling, which has them, imports Ray.
 SCALING = ("train", "generate", "render")

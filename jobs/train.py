@@ -121,8 +121,8 @@ class Options:
     """Share of the hidden layers that each step leaves out, against learning by heart."""
 
     fused: bool = False
-    """On GPUs, train by kernels of this project instead of those that torch compiles: nothing to compile, and fewer
-    passes over memory. Not measured yet. Not with --dropout."""
+    """On GPUs, train by kernels of this project instead of blocks that torch compiles; see docs/speed.md. Not with
+    --dropout, nor with --registers."""
 
     objective: Objective = field(default_factory=partial(Objective, detail_photographs=0.03))
     """Weights and schedules of the loss."""
@@ -146,10 +146,11 @@ class Options:
         check_numbers(self, "minutes", "learning_rate")
         check_numbers(self, "seed", least=0, most=LARGEST)
         check_numbers(self, "decay", "augment", least=0, most=1)
+        check_numbers(self, "registers", least=0, most=256)
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout {self.dropout}: give a share from 0 to below 1")
-        if self.fused and self.dropout:
-            raise UserError(f"--fused leaves out nothing: use it without --dropout {self.dropout}")
+        if self.fused and (self.dropout or self.registers):
+            raise UserError("--fused knows neither --dropout nor --registers: leave out one or the other")
         check_numbers(self, "distil", least=0, most=MOST_CALLS)
         if self.photos is None and not self.distil:
             raise UserError(

@@ -28,7 +28,7 @@ from models.denoiser import Denoiser
 from models.errors import UserError, check_name
 from models.few_calls import FewCalls
 
-# Chosen by Frechet distance of the bundled weights, see the table in pretrained/tried.md.
+# Chosen by Frechet distance of the bundled weights, see pretrained/tried.md, "Patch borders".
 EARLY_EXPONENT = 2.0
 # Time of the last call of the schedule `early`, whose x is the result.
 EARLY_LAST = 0.80

@@ -117,8 +117,12 @@ class PatchTransformer(nn.Module):
             block.dropout = share
 
     def train_fused(self) -> bool:
-        """On CUDA in bfloat16, train by the kernels of `models.transformer_training` from now on, if they can do it."""
-        self.trains_fused = "transformer_training" in globals() and transformer_training.supports(self)
+        """Train by the kernels of `models.transformer_training` from now on; False if they are not made for it.
+
+        That is: on CUDA, in bfloat16, where it is now, and as it is now.
+        """
+        known = "transformer_training" in globals() and transformer_training.supports(self)
+        self.trains_fused = known and self.cos.is_cuda and transformer_triton.fits(self.cos.device)
         return self.trains_fused
 
     def reset_parameters(self) -> None:
@@ -154,10 +158,11 @@ class PatchTransformer(nn.Module):
         if torch.compiler.is_compiling() or not tokens.is_cuda or "transformer_triton" not in globals():
             return None
         half = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda") == torch.bfloat16
-        if not half or not transformer_triton.fits(tokens.device):
+        if not half:
             return None
         if torch.is_inference_mode_enabled():
-            return transformer_triton.run if transformer_triton.supports(self) else None
+            suits = transformer_triton.supports(self) and transformer_triton.fits(tokens.device)
+            return transformer_triton.run if suits else None
         return transformer_training.run if self.trains_fused else None
 
 

@@ -29,10 +29,12 @@ if TYPE_CHECKING:
     from models.transformer import Block, PatchTransformer
 
 MAX_TOKENS = 64  # of which all weights of a head are in registers at once
-ATTEND_BACKWARD = {"num_warps": 4, "num_stages": 1}
+ATTEND_BACKWARD = {"num_warps": 8, "num_stages": 1}
 # Tokens and columns at once.
 SWIGLU = {"ROWS": 4, "COLUMNS": 512, "num_warps": 4}
 JOIN_BACKWARD = {"ROWS": 4, "num_warps": 8}
+# Programs that backward passes of `Join` are cut into, for few pictures several each: a GPU runs some 300 at once.
+JOIN_PROGRAMS = 1024
 # Of the six parts of a modulation: shift and scale, and gate, of attention; the same of the hidden layer.
 PARTS = (2, 1, 2, 1)
 
@@ -49,33 +51,31 @@ def run(
 ) -> Tensor:
     """Tokens [B, H W, inputs] -> float32 [B, H W, D]: what the backbone does with them, its products in `dtype`.
 
-    `modulation` [B, 6, D] is that of all blocks and `last` [B, 2, D] that of what they leave. Differentiable once.
+    `modulation` [B, 6, D] is that of all blocks and `last` [B, 2, D] that of what they leave; both contiguous.
+    Differentiable once.
     """
+    assert modulation.is_contiguous()
+    assert last.is_contiguous()
 
     def product(x: Tensor, weight: Tensor) -> Tensor:
         return F.linear(x, weight.to(dtype))
 
-    def join(layer: Tensor, x: Tensor | None, gate: Tensor | None, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """The stream, and what the next that reads it takes: attention, the hidden layer, and at last the head."""
-        norm = next(norms)
-        made: tuple[Tensor, Tensor] = Join.apply(
-            layer, x, gate, offset, *norm, torch.float32 if norm is head else dtype
-        )
-        return made
-
     blocks = cast("list[Block]", list(backbone.blocks))
     norm1, gate1, norm2, gate2 = modulation.float().split(PARTS, dim=1)
     offsets = [block.offset.split(PARTS) for block in blocks]
-    head = last.float(), last.new_zeros(last.shape[1:], dtype=torch.float32)
-    norms = iter([*(norm for own in offsets for norm in ((norm1, own[0]), (norm2, own[2]))), head])
-    x, normal = join(product(tokens.to(dtype), backbone.embed.weight), None, None, backbone.embed.bias)
-    for block, own in zip(blocks, offsets, strict=True):
+    # What normalises the stream for the first layer of each block, and for the head.
+    norms = [(norm1, own[0], dtype) for own in offsets]
+    norms.append((last.float(), last.new_zeros(last.shape[1:], dtype=torch.float32), torch.float32))
+    embedded = product(tokens.to(dtype), backbone.embed.weight)
+    x, normal = Join.apply(embedded, None, None, backbone.embed.bias, *norms[0])
+    for block, own, following in zip(blocks, offsets, norms[1:], strict=True):
         qkv = product(normal, block.qkv.weight)
         mixed = Attend.apply(qkv, block.query_scale, block.key_scale, backbone.cos, backbone.sin)
-        x, normal = join(product(mixed, block.project.weight), x, gate1, own[1])
+        x, normal = Join.apply(product(mixed, block.project.weight), x, gate1, own[1], norm2, own[2], dtype)
         hidden = SwiGlu.apply(product(normal, block.gate_up.weight))
-        x, normal = join(product(hidden, block.down.weight), x, gate2, own[3])
-    return normal
+        x, normal = Join.apply(product(hidden, block.down.weight), x, gate2, own[3], *following)
+    answer: Tensor = normal
+    return answer
 
 
 class Attend(Function):
@@ -125,7 +125,7 @@ class SwiGlu(Function):
         """See the class."""
         ctx.save_for_backward(both)
         hidden = both.new_empty(*both.shape[:-1], both.shape[-1] // 2)
-        SwiGlu._launch(triton_gradients.swiglu_forward, both, hidden)
+        SwiGlu._launch(triton_gradients.swiglu_forward, hidden.shape, both, hidden)
         return hidden
 
     @staticmethod
@@ -134,16 +134,16 @@ class SwiGlu(Function):
         """The gradient of both."""
         (both,) = ctx.saved_tensors
         d_both = torch.empty_like(both)
-        SwiGlu._launch(triton_gradients.swiglu_backward, d_hidden.contiguous(), both, d_both)
+        SwiGlu._launch(triton_gradients.swiglu_backward, d_hidden.shape, d_hidden.contiguous(), both, d_both)
         return d_both
 
     @staticmethod
-    def _launch(kernel: Any, *tensors: Tensor) -> None:
-        hidden = min(tensor.shape[-1] for tensor in tensors)
-        count = tensors[0].numel() // tensors[0].shape[-1]
-        if count:
-            grid = triton.cdiv(count, SWIGLU["ROWS"]), triton.cdiv(hidden, SWIGLU["COLUMNS"])
-            kernel[grid](*tensors, count, HIDDEN=hidden, **SWIGLU)
+    def _launch(kernel: Any, shape: torch.Size, *tensors: Tensor) -> None:
+        """For hidden layers of that shape."""
+        batch, tokens, hidden = shape
+        if batch:
+            grid = triton.cdiv(batch * tokens, SWIGLU["ROWS"]), triton.cdiv(hidden, SWIGLU["COLUMNS"])
+            kernel[grid](*tensors, batch * tokens, HIDDEN=hidden, **SWIGLU)
 
 
 class Join(Function):
@@ -176,8 +176,8 @@ class Join(Function):
                 gates.stride(0), norm.stride(0), batch * tokens,
                 TOKENS=tokens, WIDTH=width, PADDED=triton.next_power_of_2(width), GATED=gated, **JOIN,
             )  # fmt: skip
-        ctx.save_for_backward(after, layer, gates, gate_offset, norm, norm_offset)
-        ctx.gated = gated
+        ctx.save_for_backward(after, layer if gated else None, gates, gate_offset, norm, norm_offset)
+        ctx.gated, ctx.kind = gated, layer.dtype
         ctx.set_materialize_grads(False)
         return after, normal
 
@@ -186,21 +186,24 @@ class Join(Function):
     def backward(ctx: Any, d_after: Tensor | None, d_normal: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of all tensors. What is normalised is always used, the stream behind the last block is not."""
         after, layer, gates, gate_offset, norm, norm_offset = ctx.saved_tensors
-        batch, tokens, width = layer.shape
-        d_layer = torch.empty_like(layer)
+        batch, tokens, width = after.shape
+        d_layer = torch.empty_like(after, dtype=ctx.kind)
         d_before = torch.empty_like(after) if ctx.gated else None
-        d_gate = after.new_empty(batch, 1, width)
-        d_norm = after.new_empty(batch, 2, width)
+        parts = min(triton.cdiv(JOIN_PROGRAMS, max(1, batch)), triton.cdiv(tokens, JOIN_BACKWARD["ROWS"]))
+        sums = after.new_empty(batch, parts, 3, width)
         if batch:
-            triton_gradients.join_backward[(batch,)](
-                d_normal.contiguous(), after if d_after is None else d_after.contiguous(), after, layer,
-                gates, gate_offset, norm, norm_offset,
-                after if d_before is None else d_before, d_layer, d_gate, d_norm, gates.stride(0), norm.stride(0),
-                TOKENS=tokens, WIDTH=width, PADDED=triton.next_power_of_2(width), GATED=ctx.gated,
+            triton_gradients.join_backward[(batch, parts)](
+                d_normal.contiguous(), after if d_after is None else d_after.contiguous(), after,
+                after if layer is None else layer, gates, gate_offset, norm, norm_offset,
+                after if d_before is None else d_before, d_layer, sums, gates.stride(0), norm.stride(0),
+                TOKENS=tokens, WIDTH=width, PADDED=triton.next_power_of_2(width), PARTS=parts, GATED=ctx.gated,
                 FOLLOWED=d_after is not None, **JOIN_BACKWARD,
             )  # fmt: skip
-        d_offset = d_gate.sum(0).view_as(gate_offset)
-        return d_layer, d_before, d_gate if ctx.gated else None, d_offset, d_norm, d_norm.sum(0), None
+        of_pictures = sums.sum(1)
+        d_gate, d_norm = of_pictures.split((1, 2), dim=1)
+        d_gate_offset, d_norm_offset = of_pictures.sum(0).split((1, 2))
+        d_gate_offset = d_gate_offset.view_as(gate_offset)
+        return d_layer, d_before, d_gate if ctx.gated else None, d_gate_offset, d_norm, d_norm_offset, None
 
 
 def padded(tokens: int) -> int:

@@ -104,16 +104,19 @@ def swiglu_backward(d_hidden, both, d_both, count, HIDDEN: tl.constexpr, ROWS: t
 
 @triton.jit
 def join_backward(
-    d_normal, d_after, after, layer, gate, gate_offset, shift, shift_offset, d_before, d_layer, d_gate, d_norm,
+    d_normal, d_after, after, layer, gate, gate_offset, shift, shift_offset, d_before, d_layer, sums,
     gate_stride, shift_stride,
-    TOKENS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr,
+    TOKENS: tl.constexpr, WIDTH: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr, PARTS: tl.constexpr,
     GATED: tl.constexpr, FOLLOWED: tl.constexpr,
 ):  # fmt: skip
-    """All tokens of a picture, ROWS at a time, so that the sums over them, which modulation gets, need no second pass.
+    """One of PARTS of a picture's tokens, ROWS at a time, so that the sums over them need no second pass.
 
-    FOLLOWED: the stream itself has a gradient too. `d_gate` is, without a gate, that of the offset in its place.
+    The sums [pictures, PARTS, 3, WIDTH] are for gate, shift and scale; without a gate, for the offset in its place.
+    FOLLOWED: the stream itself has a gradient too.
     """
+    EACH: tl.constexpr = (TOKENS + PARTS - 1) // PARTS
     picture = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
     row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, PADDED)[None, :]
     there = column < WIDTH
     scale_at = shift + picture * shift_stride + WIDTH + column
@@ -125,9 +128,10 @@ def join_backward(
     shift_sum = tl.zeros([ROWS, PADDED], tl.float32)
     scale_sum = tl.zeros([ROWS, PADDED], tl.float32)
     gate_sum = tl.zeros([ROWS, PADDED], tl.float32)
-    for start in range(0, TOKENS, ROWS):
-        exists = there & (start + row < TOKENS)
-        at = picture * (TOKENS * WIDTH) + (start + row) * WIDTH + column
+    for start in range(0, EACH, ROWS):
+        token = part * EACH + start + row
+        exists = there & (start + row < EACH) & (token < TOKENS)
+        at = picture * (TOKENS * WIDTH) + token * WIDTH + column
         value = tl.load(after + at, mask=exists, other=0.0)
         share = tl.rsqrt(tl.sum(value * value, axis=1) / WIDTH + EPSILON)[:, None]
         given = tl.load(d_normal + at, mask=exists, other=0.0).to(tl.float32)
@@ -145,7 +149,7 @@ def join_backward(
         else:
             gate_sum += given
         tl.store(d_layer + at, given.to(d_layer.dtype.element_ty), mask=exists)
-    d_norm += picture * (2 * WIDTH) + column
-    tl.store(d_norm, tl.sum(shift_sum, axis=0)[None, :], mask=there)
-    tl.store(d_norm + WIDTH, tl.sum(scale_sum, axis=0)[None, :], mask=there)
-    tl.store(d_gate + picture * WIDTH + column, tl.sum(gate_sum, axis=0)[None, :], mask=there)
+    sums += (picture * PARTS + part) * (3 * WIDTH) + column
+    tl.store(sums, tl.sum(gate_sum, axis=0)[None, :], mask=there)
+    tl.store(sums + WIDTH, tl.sum(shift_sum, axis=0)[None, :], mask=there)
+    tl.store(sums + 2 * WIDTH, tl.sum(scale_sum, axis=0)[None, :], mask=there)

@@ -15,7 +15,7 @@ from models import checkpoint, sampler
 from models.losses import picture_loss
 from models.rasterize import rasterize
 from models.splats import random_field
-from pipeline.benchmark import bench, cases, press, storage
+from pipeline.benchmark import bench, cases, press, storage, training
 from pipeline.benchmark.baseline import eager_draw
 
 
@@ -50,7 +50,7 @@ def test_training_with_lpips_looks_at_every_picture_and_at_48_of_512_in_detail()
     model = SimpleNamespace(
         size=(8, 8), draw=lambda field, height, width, *_: torch.zeros(len(field), 3, height, width)
     )
-    objective, clean = cases.OBJECTIVE, torch.zeros(512, 3, 8, 8)
+    objective, clean = training.OBJECTIVE, torch.zeros(512, 3, 8, 8)
     picture_loss(
         torch.zeros(512, 1, 1, 1, 9),
         clean,

@@ -219,6 +219,37 @@ def nonzero() -> Denoiser:
     return denoiser
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there are kernels for CUDA")
+def test_kernels_that_are_not_there_are_not_left_out_in_silence(photographs: TrainingSet, tmp_path: Path) -> None:
+    pictures, budget, reports = Pictures(photographs, CPU), Budget(steps=1), Reports(tmp_path)
+    with pytest.raises(UserError, match="--fused: there are no kernels for this shape of model on this device"):
+        train(begin(RECIPE), RECIPE, budget, pictures, outlet=reports, work=tmp_path, fused=True)
+    assert not reports.metrics
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the kernels are for CUDA")
+def test_fused_training_learns_what_compiled_training_does(
+    photographs: TrainingSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = DenoiserConfig(splats_per_patch=4, width=64, blocks=2, heads=2)
+    recipe = dataclasses.replace(RECIPE, model=model, batch=64, learning_rate=1e-3, warmup=1)
+    from models import transformer_training
+
+    launched = []
+    run = transformer_training.run
+    monkeypatch.setattr(transformer_training, "run", lambda *given: launched.append(given) or run(*given))
+    losses = []
+    for fused in (False, True):
+        state, reports = State.new(recipe, torch.device("cuda")), Reports(tmp_path / str(fused))
+        work = tmp_path / f"work-{fused}"
+        work.mkdir()
+        pictures = Pictures(photographs, torch.device("cuda"))
+        train(state, recipe, Budget(steps=8, report_every=1), pictures, outlet=reports, work=work, fused=fused)
+        losses.append([metrics["loss"] for metrics in reports.metrics])
+        assert bool(launched) == fused
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
 def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
     state = State.new(RECIPE, CPU)
     for parameter in state.model.parameters():
@@ -230,7 +261,7 @@ def test_another_recipe_is_refused_and_named(tmp_path: Path) -> None:
         State.new(wider, CPU).restore(tmp_path, wider)
     # Begun before a part of the recipe existed: continued as it was, refused if that part is wanted now.
     about = json.loads((tmp_path / "state.json").read_text())
-    del about["recipe"]["dropout"]
+    del about["recipe"]["dropout"], about["recipe"]["optimizer"], about["recipe"]["model"]["registers"]
     (tmp_path / "state.json").write_text(json.dumps(about))
     State.new(RECIPE, CPU).restore(tmp_path, RECIPE)
     other = dataclasses.replace(RECIPE, dropout=0.5)

@@ -68,17 +68,20 @@ def train(
     `source` is what there is to learn from: photographs, or a teacher if recipe.distil is not 0, beside which
     `likeness` may judge by photographs. These, `state` and `perceptual` are on one device. Checkpoints are made in
     `work` on rank 0, with the loss of the photographs `heldout`, uint8 [N, Y, X, 3], and training goes on meanwhile.
-    `fused`: on CUDA by the kernels of `models.transformer_training`, where these can do it, instead of compiled.
-    Raises UserError, on all ranks alike, when the loss is not finite; the checkpoints kept so far stay good.
+    `fused`: on CUDA by the kernels of `models.transformer_training` instead of compiled.
+    Raises UserError, on all ranks alike, when the loss is not finite, and the checkpoints kept so far stay good; or
+    when it cannot be `fused`.
     """
     device = next(state.model.parameters()).device
     model: torch.nn.Module = state.model
     denoiser = state.model.denoiser
+    if fused and not denoiser.backbone.train_fused():
+        raise UserError("--fused: there are no kernels for this shape of model on this device; leave it out")
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
         # The blocks are alike: one compilation serves all, and their gradients are ready, to be reduced over the ranks,
         # one after the other.
-        if not (fused and denoiser.backbone.train_fused()):
+        if not fused:
             for block in denoiser.backbone.blocks:
                 block.compile(dynamic=False)
         if perceptual is not None:

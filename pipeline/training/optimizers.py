@@ -1,8 +1,8 @@
 """What moves the weights: AdamW; or Muon the matrices of the blocks, and AdamW everything else.
 
 Muon (Jordan et al., 2024) moves a matrix by its momentum made orthogonal. Its steps are scaled to have the root mean
-square of AdamW's (Liu et al., "Muon is scalable for LLM training", 2025), so both take one learning rate. Layers that share
-a matrix, like queries, keys and values, are one to it.
+square of AdamW's (Liu et al., "Muon is scalable for LLM training", 2025), so both take one learning rate. Layers that
+share a matrix, like queries, keys and values, are one to it.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from models.kernels import KERNELS
 from models.losses import Objective
 from models.perceptual import load_lpips
 from models.resemblance import EDITION
+from models.splats import SCALE_LIMIT
 from pipeline.datasets.indices import LARGEST
 from pipeline.execution.cluster import connect
 from pipeline.training import distributed
@@ -97,6 +98,10 @@ class Options:
     splats_per_patch: int = DenoiserConfig.splats_per_patch
     """Splats that describe a patch."""
 
+    scale_max: float | None = None
+    """Largest inverse scale of a splat, in 1/patches, up to 24: the larger, the finer detail there can be. That of
+    --weights, or else 6, if not given."""
+
     detail: int = Recipe.detail
     """Photographs at least this wide supervise at high resolution too, and with --distil show students what detail is
     like; 0 turns that off."""
@@ -147,6 +152,7 @@ class Options:
         check_numbers(self, "seed", least=0, most=LARGEST)
         check_numbers(self, "decay", "augment", least=0, most=1)
         check_numbers(self, "registers", least=0, most=256)
+        check_numbers(self, "scale_max", least=1, most=SCALE_LIMIT)
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout {self.dropout}: give a share from 0 to below 1")
         if self.fused and (self.dropout or self.registers):
@@ -171,7 +177,11 @@ class Options:
     def model(self) -> DenoiserConfig:
         """The shape of a new denoiser; UserError where there is none such."""
         names = ("kernel", "width", "blocks", "heads", "registers", "splats_per_patch")
-        return DenoiserConfig(**{name: getattr(self, name) for name in names})
+        return self.reaching(DenoiserConfig(**{name: getattr(self, name) for name in names}))
+
+    def reaching(self, model: DenoiserConfig) -> DenoiserConfig:
+        """The same with --scale-max, if given."""
+        return model if self.scale_max is None else replace(model, scale_max=self.scale_max)
 
 
 def main(options: Options) -> None:
@@ -189,7 +199,7 @@ def main(options: Options) -> None:
     weights = options.weights or (str(checkpoint.PRETRAINED) if options.distil else None)
     if weights is not None:
         data = checkpoint.read(weights)
-        model, start = checkpoint.parse(data, weights).config, checkpoint.fingerprint(data)
+        model, start = options.reaching(checkpoint.parse(data, weights).config), checkpoint.fingerprint(data)
     distributed.claim(options.out)
     with connect() as cluster:
         if cluster.gpus:

@@ -12,7 +12,7 @@ from models.errors import UserError, check_name
 from models.few_calls import FewCalls
 from models.kernels import KERNELS
 from models.rasterize import WHOLE, Region, rasterize
-from models.splats import PARAMETERS, activate, initial_raw
+from models.splats import PARAMETERS, SCALE_LIMIT, SCALE_MAX, activate, initial_raw
 from models.transformer import PatchTransformer
 
 # Far beyond what is of use; a file of weights may say anything.
@@ -40,12 +40,15 @@ class DenoiserConfig:
     blocks: int = 16
     heads: int = 6
     registers: int = 0  # tokens that belong to no patch
+    scale_max: float = SCALE_MAX  # largest inverse scale of a splat, 1/patches
 
     def __post_init__(self) -> None:
         for name, (low, high) in BOUNDS.items():
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= high:
                 raise UserError(f"{name} is {value!r}, not a whole number from {low} to {high}")
+        if type(self.scale_max) not in (int, float) or not 1.0 <= self.scale_max <= SCALE_LIMIT:
+            raise UserError(f"scale_max is {self.scale_max!r}, not a number from 1 to {SCALE_LIMIT:g}")
         check_name("kernel", str(self.kernel), KERNELS)
         if self.width % (4 * self.heads):
             raise ValueError(f"width {self.width} is not a multiple of 4 times {self.heads} heads")
@@ -114,7 +117,8 @@ class Denoiser(nn.Module):
     def field(self, raw: Tensor) -> Tensor:
         """The splat field [B, H, W, K, P] of the head's raw output [B, H W, K P]."""
         config = self.config
-        return activate(raw.unflatten(2, (config.splats_per_patch, -1)).unflatten(1, (config.rows, config.columns)))
+        raw = raw.unflatten(2, (config.splats_per_patch, -1)).unflatten(1, (config.rows, config.columns))
+        return activate(raw, config.scale_max)
 
     def draw(self, field: Tensor, height: int, width: int, region: Region = WHOLE) -> Tensor:
         """Rasterize a field as this model was trained to be drawn: [B, 3, height, width]."""

@@ -27,7 +27,10 @@ MEANINGS = {
     "d": "depth: logarithm of the blending weight",
 }
 
-SCALE_MIN, SCALE_MAX = 0.25, 6.0
+# What models reach that say nothing else, and what there may be at all.
+SCALE_MIN, SCALE_MAX, SCALE_LIMIT = 0.25, 6.0, 24.0
+# Raw scale at which a model that reaches further than SCALE_MAX is half-way there.
+FINER = 4.0
 CORRELATION_MAX = 0.95
 # Neighbours hand over to each other within (2/pi) exp(-depth range / 2) patches (see kernels.log_window), so a small
 # range is what keeps patch borders invisible at high magnification.
@@ -35,21 +38,29 @@ DEPTH_MAX = 4.0
 LIMITS: dict[str, tuple[float, float]] = {
     "u": (-0.5, 1.5),
     "v": (-0.5, 1.5),
-    "kx": (SCALE_MIN, SCALE_MAX),
-    "ky": (SCALE_MIN, SCALE_MAX),
+    "kx": (SCALE_MIN, SCALE_LIMIT),
+    "ky": (SCALE_MIN, SCALE_LIMIT),
     "rho": (-CORRELATION_MAX, CORRELATION_MAX),
     "d": (-DEPTH_MAX, DEPTH_MAX),
 }
 
 
-def activate(raw: Tensor) -> Tensor:
-    """Map raw network outputs [..., P] to physical splat parameters [..., P] within LIMITS (colours unbounded)."""
+def activate(raw: Tensor, scale_max: float = SCALE_MAX) -> Tensor:
+    """Map raw network outputs [..., P] to physical splat parameters [..., P] within LIMITS (colours unbounded).
+
+    Inverse scales are up to `scale_max`. Where they are not near SCALE_MAX it hardly changes them, so that a network
+    that was trained with one may go on with another.
+    """
     assert raw.shape[-1] == len(PARAMETERS)
     mean, scale, rho, colour, depth = raw.split([2, 2, 1, 3, 1], dim=-1)
+    finer = math.log(scale_max / SCALE_MAX)
+    exponent = math.log(SCALE_MAX / SCALE_MIN) * torch.sigmoid(scale)
+    if finer:
+        exponent = exponent + finer * torch.sigmoid(scale - FINER)
     return torch.cat(
         [
             0.5 + torch.tanh(mean),
-            SCALE_MIN * torch.exp(math.log(SCALE_MAX / SCALE_MIN) * torch.sigmoid(scale)),
+            SCALE_MIN * torch.exp(exponent),
             CORRELATION_MAX * torch.tanh(rho),
             colour,
             DEPTH_MAX * torch.tanh(depth / DEPTH_MAX),
@@ -69,6 +80,7 @@ def initial_raw(splats_per_patch: int) -> Tensor:
 
 
 def random_field(generator: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """A splat field [*shape, P], uniform over the physical ranges, colours uniform in [-1, 1]."""
-    low, high = torch.tensor([LIMITS.get(name, (-1.0, 1.0)) for name in PARAMETERS], dtype=dtype).T
+    """A splat field [*shape, P], uniform over the ranges of usual models, colours uniform in [-1, 1]."""
+    usual = LIMITS | dict.fromkeys(("kx", "ky"), (SCALE_MIN, SCALE_MAX))
+    low, high = torch.tensor([usual.get(name, (-1.0, 1.0)) for name in PARAMETERS], dtype=dtype).T
     return low + (high - low) * torch.rand(*shape, len(PARAMETERS), generator=generator, dtype=dtype)

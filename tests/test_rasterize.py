@@ -11,7 +11,7 @@ from models.errors import UserError
 from models.kernels import KERNELS, NEGLIGIBLE
 from models.measures import border_ratio
 from models.rasterize import VIEWS, rasterize, to_uint8
-from models.splats import LIMITS, PARAMETERS, activate, initial_raw, random_field
+from models.splats import LIMITS, PARAMETERS, SCALE_MAX, SCALE_MIN, activate, initial_raw, random_field
 
 
 def plain(field, height, width, kernel, neighbourhood=3):
@@ -134,9 +134,17 @@ def test_small_types_are_the_float_picture_rounded(generator, view):
 
 def test_raw_outputs_become_physical():
     raw = torch.full((9,), 50.0) * torch.tensor([[-1.0], [1.0]])
-    for low_high, name in zip(activate(raw).T, PARAMETERS, strict=True):
-        if name in LIMITS:
-            torch.testing.assert_close(low_high, torch.tensor(LIMITS[name]))
+    for scale_max in (3.0, SCALE_MAX, 24.0):
+        limits = LIMITS | {"kx": (SCALE_MIN, scale_max), "ky": (SCALE_MIN, scale_max)}
+        for low_high, name in zip(activate(raw, scale_max).T, PARAMETERS, strict=True):
+            if name in limits:
+                torch.testing.assert_close(low_high, torch.tensor(limits[name]))
+    # A network that is told of a larger bound begins as it was, but for its finest splats.
+    some = torch.linspace(-5.0, 5.0, 101)[:, None].expand(-1, 9)
+    usual, finer = activate(some), activate(some, 16.0)
+    coarse = usual[:, 2] < 3.0
+    torch.testing.assert_close(finer[coarse], usual[coarse], rtol=0.06, atol=0.0)
+    assert (finer[-1, 2:4] > 9.0).all()
     means = activate(initial_raw(16))[:, :2]
     assert sorted({round(float(u), 4) for u in means[:, 0]}) == [0.125, 0.375, 0.625, 0.875]
 

@@ -190,7 +190,7 @@ def main(options: Options) -> None:
     if (trained := checkpoint.distilled(weights, options.weights)) and plan.solver != LEARNED:
         print(
             f"these weights were trained for {counted(trained, 'network call')} a picture; {plan.steps} of"
-            f" {plan.solver} make others, less like photographs: leave out --steps, --solver and --schedule"
+            f" {plan.solver} make others, worse where that was measured: leave out --steps, --solver and --schedule"
         )
     if options.dry_run:
         print(describe(plan))

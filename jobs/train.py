@@ -17,7 +17,7 @@ from typing import Any
 
 from jobs.cli import check_numbers, run
 from models import checkpoint
-from models.denoiser import DenoiserConfig
+from models.denoiser import BOUNDS, DenoiserConfig
 from models.errors import UserError, check_name
 from models.few_calls import MOST_CALLS
 from models.kernels import KERNELS
@@ -144,14 +144,14 @@ class Options:
         check_name("optimizer", self.optimizer, OPTIMIZERS)
         if self.steps is None and self.minutes is None:
             raise UserError("say how long to train: give --steps or --minutes, or both")
-        check_numbers(
-            self, "workers", "steps", "batch", "at_once", "width", "blocks", "heads", "splats_per_patch", least=1
-        )
+        check_numbers(self, "workers", "steps", "batch", "at_once", "width", "blocks", "heads", least=1)
         check_numbers(self, "warmup", "report_every", "save_every", least=1)
         check_numbers(self, "minutes", "learning_rate")
         check_numbers(self, "seed", least=0, most=LARGEST)
         check_numbers(self, "decay", "augment", least=0, most=1)
-        check_numbers(self, "registers", least=0, most=256)
+        for name in ("registers", "splats_per_patch"):
+            least, most = BOUNDS[name]
+            check_numbers(self, name, least=least, most=most)
         check_numbers(self, "scale_max", least=1, most=SCALE_LIMIT)
         if not 0 <= self.dropout < 1:
             raise UserError(f"--dropout {self.dropout}: give a share from 0 to below 1")

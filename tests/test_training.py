@@ -241,6 +241,7 @@ def last_sheet(out: Path, process: subprocess.Popen, after: str) -> str:
         (["--at-once", "0"], "--at-once 0"),
         (["--fused", "--dropout", "0.1"], "--fused knows neither --dropout nor --registers"),
         (["--registers", "-1"], "--registers -1: give a number from 0 to 256"),
+        (["--splats-per-patch", "257"], "--splats-per-patch 257: give a number from 1 to 256"),
         (["--learning-rate", "nan"], "--learning-rate nan"),
         (["--save-every", "0"], "--save-every"),
         (["--out", "/dev/null/x"], "cannot use /dev/null/x"),

@@ -74,6 +74,11 @@ class Block(nn.Module):
         hidden = F.dropout(F.silu(gate) * up, self.dropout, self.training)
         return x + gate2 * self.down(hidden)
 
+    @property
+    def scales(self) -> tuple[Tensor, Tensor]:
+        """Of queries and keys, once they are normalised: [head width] both."""
+        return self.query_scale, self.key_scale
+
     def attend(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Multi-head attention with normalised, rotated queries and keys."""
         query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)

@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-from models import transformer_triton, triton_blocks, triton_gradients
-from models.transformer_triton import ATTEND, JOIN
+from models import transformer_triton, triton_gradients
 
 if TYPE_CHECKING:
     from models.transformer import Block, PatchTransformer
@@ -70,7 +69,7 @@ def run(
     x, normal = Join.apply(embedded, None, None, backbone.embed.bias, *norms[0])
     for block, own, following in zip(blocks, offsets, norms[1:], strict=True):
         qkv = product(normal, block.qkv.weight)
-        mixed = Attend.apply(qkv, block.query_scale, block.key_scale, backbone.cos, backbone.sin)
+        mixed = Attend.apply(qkv, *block.scales, backbone.cos, backbone.sin)
         x, normal = Join.apply(product(mixed, block.project.weight), x, gate1, own[1], norm2, own[2], dtype)
         hidden = SwiGlu.apply(product(normal, block.gate_up.weight))
         x, normal = Join.apply(product(hidden, block.down.weight), x, gate2, own[3], *following)
@@ -88,15 +87,8 @@ class Attend(Function):
         """Scales [head width], the rotary table [T, head width / 2] each."""
         ctx.save_for_backward(qkv, query_scale, key_scale, cos, sin)
         batch, tokens, width = qkv.shape
-        half = cos.shape[1]
-        heads = width // (6 * half)
-        mixed = qkv.new_empty(batch, tokens, width // 3)
-        if batch:
-            triton_blocks.attend[(batch * heads, triton.cdiv(tokens, ATTEND["BLOCK_Q"]))](
-                qkv, query_scale, key_scale, cos, sin, mixed,
-                TOKENS=tokens, PADDED=padded(tokens), HEADS=heads, HALF=half, SCALE=(2 * half) ** -0.5, **ATTEND,
-            )  # fmt: skip
-        return mixed
+        mixed = transformer_triton.attend(qkv.view(-1, width), query_scale, key_scale, cos, sin)
+        return mixed.view(batch, tokens, width // 3)
 
     @staticmethod
     @once_differentiable
@@ -111,8 +103,8 @@ class Attend(Function):
         if batch:
             triton_gradients.attend_backward[(batch * heads,)](
                 d_mixed.contiguous(), qkv, query_scale, key_scale, cos, sin, d_qkv, d_scales,
-                TOKENS=tokens, PADDED=padded(tokens), HEADS=heads, HALF=half, SCALE=(2 * half) ** -0.5,
-                **ATTEND_BACKWARD,
+                TOKENS=tokens, PADDED=transformer_triton.padded(tokens), HEADS=heads, HALF=half,
+                SCALE=(2 * half) ** -0.5, **ATTEND_BACKWARD,
             )  # fmt: skip
         return d_qkv, *d_scales.sum(0).unbind(0), None, None
 
@@ -165,17 +157,20 @@ class Join(Function):
         `gate` [B, 1, D] and `norm` [B, 2, D], shift and scale, are what pictures have, and the offsets are added to
         them. Without `x` and `gate`, after = layer + gate_offset.
         """
-        batch, tokens, width = layer.shape
+        _, tokens, width = layer.shape
         after = layer.new_empty(layer.shape, dtype=torch.float32)
         normal = layer.new_empty(layer.shape, dtype=dtype)
         gated = gate is not None
         gates = norm if gate is None else gate
-        if batch:
-            triton_blocks.join[(triton.cdiv(batch * tokens, JOIN["ROWS"]),)](
-                layer, after if x is None else x, after, normal, gates, gate_offset, norm, norm_offset,
-                gates.stride(0), norm.stride(0), batch * tokens,
-                TOKENS=tokens, WIDTH=width, PADDED=triton.next_power_of_2(width), GATED=gated, **JOIN,
-            )  # fmt: skip
+        transformer_triton.join(
+            layer.view(-1, width),
+            after.view(-1, width),
+            normal.view(-1, width),
+            tokens,
+            (gate, gate_offset),
+            (norm, norm_offset),
+            before=None if x is None else x.view(-1, width),
+        )
         ctx.save_for_backward(after, layer if gated else None, gates, gate_offset, norm, norm_offset)
         ctx.gated, ctx.kind = gated, layer.dtype
         ctx.set_materialize_grads(False)
@@ -204,8 +199,3 @@ class Join(Function):
         d_gate_offset, d_norm_offset = of_pictures.sum(0).split((1, 2))
         d_gate_offset = d_gate_offset.view_as(gate_offset)
         return d_layer, d_before, d_gate if ctx.gated else None, d_gate_offset, d_norm, d_norm_offset, None
-
-
-def padded(tokens: int) -> int:
-    """Rows of a tile that holds so many tokens; a product takes no fewer than 16."""
-    return max(16, triton.next_power_of_2(tokens))

@@ -76,7 +76,7 @@ def run(
     source = tokens.to(dtype).reshape(-1, inputs)
     join(F.linear(source, backbone.embed.weight.to(dtype)), x, normal, count, (None, backbone.embed.bias), norms[0])
     for number, block in enumerate(blocks):
-        mixed = attend(F.linear(normal, block.qkv.weight.to(dtype)), block, backbone.cos, backbone.sin)
+        mixed = attend(F.linear(normal, block.qkv.weight.to(dtype)), *block.scales, backbone.cos, backbone.sin)
         gate1, after1 = ((modulation[:, at], block.offset[at]) for at in (2, 3))
         join(F.linear(mixed, block.project.weight.to(dtype)), x, normal, count, gate1, after1)
         hidden = swiglu(normal, block.gate_up.weight.to(dtype))
@@ -87,16 +87,16 @@ def run(
     return normal.view(batch, count, width)
 
 
-def attend(qkv: Tensor, block: Block, cos: Tensor, sin: Tensor) -> Tensor:
+def attend(qkv: Tensor, query_scale: Tensor, key_scale: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Queries, keys and values [tokens, 3 D] of a block, heads side by side in each -> [tokens, D]."""
     tokens, half = cos.shape
-    heads = block.heads
+    heads = qkv.shape[1] // (6 * half)
     mixed = qkv.new_empty(len(qkv), heads * 2 * half)
     grid = len(qkv) // tokens * heads, triton.cdiv(tokens, ATTEND["BLOCK_Q"])
     if len(qkv):
         triton_blocks.attend[grid](
-            qkv, block.query_scale, block.key_scale, cos, sin, mixed,
-            TOKENS=tokens, PADDED=max(16, triton.next_power_of_2(tokens)), HEADS=heads, HALF=half,
+            qkv, query_scale, key_scale, cos, sin, mixed,
+            TOKENS=tokens, PADDED=padded(tokens), HEADS=heads, HALF=half,
             SCALE=(2 * half) ** -0.5, **ATTEND,
         )  # fmt: skip
     return mixed
@@ -121,8 +121,11 @@ def join(
     tokens: int,
     gate: tuple[Tensor | None, Tensor],
     norm: tuple[Tensor, Tensor],
+    before: Tensor | None = None,
 ) -> None:
     """In place, x += gate * layer and normal = rms_norm(x) * (1 + scale) + shift, all [B tokens, D].
+
+    With `before`, the stream was that, and x is filled.
 
     `gate` and `norm` are each a part that pictures have, [B, D] or [B, n, D] with a row a picture, and the offset that
     is added to it; of `norm` both have the shift, and behind it the scale. Without the pictures' part of `gate`,
@@ -132,7 +135,13 @@ def join(
     of_picture, offset = gate
     if count:
         triton_blocks.join[(triton.cdiv(count, JOIN["ROWS"]),)](
-            layer, x, x, normal, norm[0] if of_picture is None else of_picture, offset, *norm,
+            layer, x if before is None else before, x, normal,
+            norm[0] if of_picture is None else of_picture, offset, *norm,
             0 if of_picture is None else of_picture.stride(0), norm[0].stride(0), count,
             TOKENS=tokens, WIDTH=width, PADDED=triton.next_power_of_2(width), GATED=of_picture is not None, **JOIN,
         )  # fmt: skip
+
+
+def padded(tokens: int) -> int:
+    """Rows of a tile that holds so many tokens; a product takes no fewer than 16."""
+    return max(16, triton.next_power_of_2(tokens))

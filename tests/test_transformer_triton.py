@@ -82,7 +82,7 @@ def test_attention(rows, columns, width, heads, dtype):
         key = rotate(rms_norm(key) * block.key_scale, cos, sin)
         share = torch.softmax(query @ key.transpose(2, 3) / head_width**0.5, dim=-1)
         expected = (share @ value).transpose(1, 2).reshape(2 * tokens, width)
-        assert_close(transformer_triton.attend(qkv, block, cos, sin), expected, dtype)
+        assert_close(transformer_triton.attend(qkv, *block.scales, cos, sin), expected, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
